@@ -1,0 +1,1 @@
+"""Documents to batches: sources, records, plan, objective, loader."""

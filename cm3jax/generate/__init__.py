@@ -1,0 +1,1 @@
+"""Decoding: cache, grammar, sampling, guidance, infilling."""

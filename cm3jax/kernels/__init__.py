@@ -1,0 +1,1 @@
+"""Fast twins of readable functions, each with a parity test."""

@@ -1,0 +1,1 @@
+"""Networks: the decoder, the image tokenizer and their parts."""

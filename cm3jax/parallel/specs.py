@@ -1,0 +1,67 @@
+"""Every named sharding of the program, in one table.
+
+A model tags each weight with a name (`nnx.Param(value, spec="mlp_up")`) and asks for activations by name
+(`constrain(x, "residual")`); what the names mean on the mesh `replica, data, fsdp, tensor` is decided here alone.
+Weights of stacked layers carry one more leading dimension, which is never sharded.
+"""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH = ("replica", "data", "fsdp")
+
+WEIGHTS: dict[str, P] = {
+    "replicated": P(),
+    "embedding": P("tensor", "fsdp"),  # [vocabulary, d_model]
+    "positions": P(None, "fsdp"),  # [max_len, d_model]
+    "qkv": P("fsdp", "tensor", None),  # [d_model, heads, head_dim]
+    "attention_out": P("tensor", None, "fsdp"),  # [heads, head_dim, d_model]
+    "mlp_up": P("fsdp", "tensor"),  # [d_model, d_ff]
+    "mlp_down": P("tensor", "fsdp"),  # [d_ff, d_model]
+    "conv": P(None, None, None, "fsdp"),  # [height, width, in, out]
+    "codebook": P(None, None),  # [codes, dim]
+}
+
+ACTIVATIONS: dict[str, P] = {
+    "tokens": P(BATCH, None),  # [B, L]
+    "residual": P(BATCH, None, None),  # [B, L, d_model]
+    "heads": P(BATCH, None, "tensor", None),  # [B, L, heads, head_dim]
+    "hidden": P(BATCH, None, "tensor"),  # [B, L, d_ff]
+    "logits": P(BATCH, "tensor"),  # [tokens, vocabulary], one chunk
+    "embedding_lookup": P(None, None),  # the table gathered whole before a lookup
+    "images": P(BATCH, None, None, None),  # [B, H, W, C]
+}
+
+
+def constrain(x: jax.Array, name: str) -> jax.Array:
+    """Asks the compiler to lay the activation `x` out as the named spec; no-op without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, ACTIVATIONS[name])
+
+
+def weight_specs(state: nnx.State) -> Any:
+    """Partition specs, as a nested dict, for an (abstract) `nnx.State` of tagged Params."""
+
+    def spec(variable: nnx.Variable) -> P:
+        name = variable.get_metadata().get("spec", "replicated")
+        named = WEIGHTS[name]
+        extra = variable.ndim - len(named) if named else 0
+        return P(*(None,) * extra, *named)
+
+    flat = {path: spec(variable) for path, variable in nnx.to_flat_state(state)}
+    return nnx.traversals.unflatten_mapping(flat)
+
+
+def shardings(mesh: jax.sharding.Mesh, specs: Any) -> Any:
+    """The same tree with each spec bound to the mesh."""
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows of a batch over every axis but `tensor`."""
+    return NamedSharding(mesh, P(BATCH))

@@ -1,0 +1,1 @@
+"""Checkpoints and what keeps a long run alive."""

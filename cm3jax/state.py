@@ -1,0 +1,30 @@
+"""The training state that every task carries through the loop and the checkpoint stores."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Plain pytree; `params` and the rest are nested dicts, so a checkpoint depends on no library's classes.
+
+    Attributes:
+      step: updates attempted so far; also the data position (batch `step` comes next).
+      params: trainable weights, fp32.
+      opt_state: optax state(s).
+      extra: what a task keeps beside the weights (EMA, codebook usage), `{}` if nothing.
+      skipped: updates dropped because they were not finite.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    extra: Any
+    skipped: Int[Array, ""]
+
+    def replace(self, **changes: Any) -> "TrainState":
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,1 @@
+"""Vocabulary, text tokenizer, and documents as ids."""
