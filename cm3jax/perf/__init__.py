@@ -1,0 +1,1 @@
+"""Performance: FLOP formulas and device peaks."""

@@ -1,0 +1,117 @@
+"""The training entry point: `cm3 train --config=configs/….py[:arg] --workdir=DIR [--config.key=value ...]`."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from cm3jax import loop
+from cm3jax.config import ConfigError, build, dumps, fingerprint, to_dict
+from cm3jax.loop import RunConfig
+from cm3jax.reliability.checkpoint import read_run_config
+from cm3jax.state import TrainState
+from cm3jax.tasks.lm import LMConfig, LMTask
+from cm3jax.tasks.reader import ReaderTask, ReaderTaskConfig
+from cm3jax.tasks.task import Task
+from cm3jax.tasks.vqgan import VQGANTask, VQGANTaskConfig
+
+logger = logging.getLogger(__name__)
+
+HELP = """Train a task: decoder (lm), image tokenizer (vqgan), or attribute reader.
+
+  cm3 train --config=configs/lm/scenes.py --workdir=runs/lm --config.lm.optim.learning_rate=3e-4
+
+--config=FILE[:ARG]    a Python file with get_config(arg); any value is overridden with --config.KEY=VALUE
+--workdir=DIR          checkpoints, metrics and the resolved config; the same command again resumes
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. The group named like `task` describes it, the others are absent."""
+
+    task: Literal["lm", "vqgan", "reader"]
+    run: RunConfig
+    seed: int = 0
+    lm: LMConfig | None = None
+    vqgan: VQGANTaskConfig | None = None
+    reader: ReaderTaskConfig | None = None
+
+    def __post_init__(self):
+        given = [name for name in ("lm", "vqgan", "reader") if getattr(self, name) is not None]
+        if given != [self.task]:
+            raise ValueError(f"task {self.task!r} needs exactly the group {self.task!r}, found {given}")
+
+
+def make_task(config: Config) -> Task:
+    """The task that `config` describes, with its data opened."""
+    if config.lm is not None:
+        return LMTask(config.lm, seed=config.seed, steps=config.run.steps)
+    if config.vqgan is not None:
+        return VQGANTask(config.vqgan, seed=config.seed, steps=config.run.steps)
+    assert config.reader is not None
+    return ReaderTask(config.reader, seed=config.seed, steps=config.run.steps)
+
+
+def train(config: Config, workdir: Path) -> TrainState:
+    """Runs `config` in `workdir`, from the start or from its newest checkpoint.
+
+    Raises:
+      ConfigError: `workdir` holds a run of another configuration.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    if path.exists():
+        _check_same_run(read_run_config(workdir), to_dict(config), workdir)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(dumps(config))
+    temporary.replace(path)
+    return loop.run(make_task(config), config.run, workdir, seed=config.seed, fingerprint=fingerprint(config))
+
+
+def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
+    """Refuses to continue a run as another one; only the `run` group (length, logging, mesh) may change."""
+    changed = [
+        f"{key}: {old_value!r} -> {new_value!r}"
+        for key, (old_value, new_value) in _differences(old, new).items()
+        if not key.startswith("run.")
+    ]
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run of another configuration ({'; '.join(changed)}); use another --workdir"
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = {}
+        for key in sorted(old.keys() | new.keys()):
+            found |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return found
+    return {} if old == new else {path: (old, new)}
+
+
+def main(argv: list[str]) -> int:
+    """`cm3 train`; `argv` without the command's own name."""
+    if not argv or {"--help", "-h"} & set(argv):
+        print(HELP)
+        return 0
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "configuration file", flag_values=values)
+    flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
+    flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
+    try:
+        rest = values(["cm3 train", *argv])
+    except (flags.Error, AttributeError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    if rest[1:]:
+        raise ConfigError(f"cm3 train takes no arguments, found {rest[1:]}")
+    config = build(Config, values.config.to_dict())
+    logger.info("devices: %s", jax.devices())
+    train(config, Path(values.workdir))
+    return 0
