@@ -1,0 +1,1 @@
+"""Documents from where pictures and captions live."""
