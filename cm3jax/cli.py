@@ -1,0 +1,47 @@
+"""The `cm3` command: sub-commands, each one call into a room below."""
+
+import argparse
+import importlib
+import logging
+import sys
+
+COMMANDS = {
+    "quickstart": ("cm3jax.quickstart", "the whole path on the embedded data set, ending in report.html"),
+    "train": ("cm3jax.train", "train a task from a config file"),
+    "data": ("cm3jax.data.commands", "prepare data: scenes, train-text, tokenize, show"),
+    "generate": ("cm3jax.generate.command", "generate images from text, or text from images"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(["usage: cm3 COMMAND [options]", "", *lines, "", "cm3 COMMAND --help shows a command's options"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one sub-command; an expected error is one line on stderr and exit status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"cm3: unknown command {argv[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    command = importlib.import_module(COMMANDS[argv[0]][0])
+    try:
+        return command.main(argv[1:])
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        logging.getLogger(__name__).debug("failed", exc_info=True)
+        print(f"cm3 {argv[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the example of the description as written and shows defaults."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
