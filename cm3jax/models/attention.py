@@ -1,0 +1,89 @@
+"""Multi-head self-attention with grouped keys, over the sequence itself or over a cache of what came before."""
+
+from typing import Protocol, Self
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from cm3jax.kernels.attention import blockwise_attention, dense_attention
+from cm3jax.models.config import TransformerConfig
+from cm3jax.models.layers import Norm, Rotation, add_bias, bias, residual_weight, rotate, weight
+from cm3jax.parallel.specs import constrain
+
+QUERY_BLOCK = 512
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens so far, of every layer; a pytree."""
+
+    def append(
+        self,
+        layer: Int[Array, ""],
+        k: Float[Array, "B T G K"],
+        v: Float[Array, "B T G K"],
+        positions: Int[Array, "B T"],
+    ) -> tuple[Self, Float[Array, "B S G K"], Float[Array, "B S G K"]]:
+        """Stores k and v in the slots `positions` of `layer`; gives the new cache and all slots of that layer."""
+
+
+def attention(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    positions: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T H K"]:
+    """Causal attention; the key in slot s is visible to a query at position p if s <= p.
+
+    Args:
+      positions: of the queries; None when queries and keys are the same whole sequence (T = S).
+    """
+    if positions is not None:
+        return dense_attention(q, k, v, positions)
+    length = q.shape[1]
+    if length <= QUERY_BLOCK:
+        return dense_attention(q, k, v, jnp.arange(length)[None])
+    return blockwise_attention(q, k, v, QUERY_BLOCK)
+
+
+class SelfAttention(nnx.Module):
+    """Projections, optional query-key norm and rotation, attention, output projection."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        d_model, heads, groups, width = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
+        self.query = weight(config, rngs, (d_model, heads, width), "qkv")
+        self.key = weight(config, rngs, (d_model, groups, width), "qkv")
+        self.value = weight(config, rngs, (d_model, groups, width), "qkv")
+        self.out = residual_weight(config, rngs, (heads, width, d_model), "attention_out")
+        self.query_bias = bias(config, (heads, width))
+        self.key_bias = bias(config, (groups, width))
+        self.value_bias = bias(config, (groups, width))
+        self.out_bias = bias(config, (d_model,))
+        self.query_norm = Norm("layernorm", (heads, width), config.norm_eps) if config.qk_norm else None
+        self.key_norm = Norm("layernorm", (groups, width), config.norm_eps) if config.qk_norm else None
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"] | None,
+        rotation: Rotation | None,
+        cache: Cache | None,
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        q = _project(x, self.query, self.query_bias)
+        k = _project(x, self.key, self.key_bias)
+        v = _project(x, self.value, self.value_bias)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            assert positions is not None
+            cache, k, v = cache.append(layer, k, v, positions)
+        mixed = constrain(attention(q, k, v, positions), "heads")
+        out = jnp.einsum("bthk,hkd->btd", mixed, self.out[...].astype(x.dtype))
+        return add_bias(out, self.out_bias), cache
+
+
+def _project(x: Float[Array, "B T D"], w: nnx.Param, b: nnx.Param | None) -> Float[Array, "B T H K"]:
+    return constrain(add_bias(jnp.einsum("btd,dhk->bthk", x, w[...].astype(x.dtype)), b), "heads")

@@ -1,0 +1,130 @@
+"""The decoder-only transformer: one block, stacked and scanned, for training and for decoding with a cache."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from cm3jax.models.attention import Cache, SelfAttention
+from cm3jax.models.config import TransformerConfig
+from cm3jax.models.layers import FeedForward, Norm, Rotation, rotation, truncated_normal, weight
+from cm3jax.parallel.specs import constrain
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each a residual branch."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.pre = config.norm_order == "pre"
+        self.attention_norm = Norm(config.norm, (config.d_model,), config.norm_eps)
+        self.attention = SelfAttention(config, rngs)
+        self.mlp_norm = Norm(config.norm, (config.d_model,), config.norm_eps)
+        self.mlp = FeedForward(config, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"] | None,
+        turn: Rotation | None,
+        cache: Cache | None,
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        if self.pre:
+            branch, cache = self.attention(self.attention_norm(x), positions, turn, cache, layer)
+            x = constrain(x + branch, "residual")
+            return constrain(x + self.mlp(self.mlp_norm(x)), "residual"), cache
+        branch, cache = self.attention(x, positions, turn, cache, layer)
+        x = constrain(x + self.attention_norm(branch), "residual")
+        return constrain(x + self.mlp_norm(self.mlp(x)), "residual"), cache
+
+
+class Transformer(nnx.Module):
+    """Token ids to hidden states; `logits` turns those into scores over the vocabulary.
+
+    Weights of the blocks are stacked: every array under `blocks` has a leading axis of n_layers.
+    """
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = weight(config, rngs, (config.vocab_size, config.d_model), "embedding")
+        self.position_table = _position_table(config, rngs) if config.positions == "learned" else None
+        self.blocks = nnx.vmap(lambda keys: Block(config, keys))(rngs.split(config.n_layers))
+        self.norm = Norm(config.norm, (config.d_model,), config.norm_eps)
+        tied = config.tie_embeddings
+        self.head = None if tied else weight(config, rngs, (config.vocab_size, config.d_model), "embedding")
+
+    def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Hidden states after the final norm, in the compute dtype.
+
+        Raises:
+          ValueError: more tokens than positions.
+        """
+        length, limit = tokens.shape[1], self.config.max_len
+        if length > limit:
+            raise ValueError(f"transformer: {length} tokens do not fit in max_len {limit}")
+        return self._run(tokens, None, None)[0]
+
+    def decode(
+        self, tokens: Int[Array, "B T"], cache: Cache, positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Hidden states of the next tokens of each row, whose keys and values join the cache.
+
+        A row's slots are its positions: it must hold 0 .. p - 1 before position p is read. What lies in later slots
+        is never seen, so a row padded on the right may leave anything there for the next call to overwrite.
+        """
+        hidden, grown = self._run(tokens, cache, positions)
+        assert grown is not None
+        return hidden, grown
+
+    def unembedding(self) -> Float[Array, "V D"]:
+        """The output matrix, fp32: the embedding itself when tied."""
+        return self.embedding[...] if self.head is None else self.head[...]
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Scores over the whole vocabulary, fp32."""
+        unembedding = self.unembedding().astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, unembedding, preferred_element_type=jnp.float32)
+
+    def _run(
+        self, tokens: Int[Array, "B T"], cache: Cache | None, positions: Int[Array, "B T"] | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        config = self.config
+        x = constrain(self._embed(tokens, positions), "residual")
+        turn = None
+        if config.positions == "rope":
+            at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
+            turn = rotation(at, config.head_dim, config.rope_theta)
+
+        def layer(carry, block_and_index):
+            (x, cache), (block, index) = carry, block_and_index
+            return block(x, positions, turn, cache, index), None
+
+        indices = jnp.arange(config.n_layers)
+        (x, cache), _ = jax.lax.scan(_rematerialised(layer, config.remat), (x, cache), (self.blocks, indices))
+        return self.norm(x), cache
+
+    def _embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Float[Array, "B T D"]:
+        # Rows of a sharded table cannot be looked up in place: gathering the table first is what the compiler would
+        # otherwise do to the (larger) result.
+        table = constrain(self.embedding[...], "embedding_lookup")
+        x = table[tokens]
+        if self.position_table is not None:
+            places = constrain(self.position_table[...], "embedding_lookup")
+            x = x + (places[: tokens.shape[1]] if positions is None else places[positions])
+        return x.astype(self.config.dtype)
+
+
+def _position_table(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Param:
+    shape = (config.max_len, config.d_model)
+    return nnx.Param(truncated_normal(rngs.params(), shape, config.position_std, config.init_cut), spec="positions")
+
+
+def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    if remat == "none":
+        return layer
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    # Inside a scan the compiler cannot merge the recomputation with the forward pass, so the barrier is not needed.
+    return jax.checkpoint(layer, policy=saved, prevent_cse=False)
