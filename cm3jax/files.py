@@ -5,7 +5,7 @@ import pathlib
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:
-    """Where `path` is written before it is published; one fixed hidden name, so that a rerun replaces what a kill left."""
+    """Where `path` is written before it is published: one fixed hidden name, so a rerun replaces what a kill left."""
     return path.with_name(f".{path.name}.tmp")
 
 

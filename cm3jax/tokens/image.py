@@ -71,15 +71,19 @@ def _upright(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
 
 
 def fit(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Resizes the short side to `size` (Lanczos) and crops the centre, as Chameleon's preprocessing does."""
+    """The centre square, resized with Lanczos: short side to `size` and centre crop in one step.
+
+    Only the square is computed, so that a picture of extreme shape costs no more than another.
+    """
     height, width = pixels.shape[:2]
     if height == width == size:
         return pixels.copy()
-    scale = size / min(height, width)
-    new_width, new_height = max(size, round(width * scale)), max(size, round(height * scale))
-    resized = PIL.Image.fromarray(pixels).resize((new_width, new_height), PIL.Image.Resampling.LANCZOS)
-    top, left = (new_height - size) // 2, (new_width - size) // 2
-    return np.array(resized)[top : top + size, left : left + size]
+    short = min(height, width)
+    left, top = (width - short) / 2, (height - short) / 2
+    square = PIL.Image.fromarray(pixels).resize(
+        (size, size), PIL.Image.Resampling.LANCZOS, box=(left, top, left + short, top + short)
+    )
+    return np.array(square)
 
 
 def encode_png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:

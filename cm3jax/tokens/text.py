@@ -52,7 +52,7 @@ class TextTokenizer:
         self._content = [self._piece_content(i) for i in range(self.size)]
         self._byte_id = {self._content[i][0]: i for i in range(self.size) if self._processor.is_byte(i)}
         if len(self._byte_id) != 256:
-            raise ValueError(f"text tokenizer: {len(self._byte_id)} byte pieces, expected 256 (train with byte_fallback)")
+            raise ValueError(f"text tokenizer: {len(self._byte_id)} byte pieces, expected 256 (byte_fallback)")
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError("text tokenizer: the model changes text (normalisation, or a space put in front)")
 
