@@ -1,0 +1,1 @@
+"""The embedded data set: drawn scenes whose every attribute is known, so a generated picture can be marked exactly."""
