@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from cm3jax import loop
 from cm3jax.config import ConfigError, build, dumps, fingerprint, to_dict
+from cm3jax.files import write_atomic
 from cm3jax.loop import RunConfig
 from cm3jax.reliability.checkpoint import read_run_config
 from cm3jax.state import TrainState
@@ -68,9 +69,7 @@ def train(config: Config, workdir: Path) -> TrainState:
     path = workdir / "config.json"
     if path.exists():
         _check_same_run(read_run_config(workdir), to_dict(config), workdir)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(dumps(config))
-    temporary.replace(path)
+    write_atomic(path, dumps(config).encode())
     return loop.run(make_task(config), config.run, workdir, seed=config.seed, fingerprint=fingerprint(config))
 
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from cm3jax.config import ConfigError, fingerprint
 from cm3jax.data.loader import batches
 from cm3jax.data.records import Records
 from cm3jax.data.sequences import SequenceConfig, Sequences
-from cm3jax.kernels.cross_entropy import chunked_cross_entropy
+from cm3jax.kernels.cross_entropy import cross_entropy
 from cm3jax.models.config import TransformerConfig
 from cm3jax.models.transformer import Transformer
 from cm3jax.optim import OptimConfig, apply_gradients, decay_mask, fresh_state, make_optimizer, opt_state_specs
@@ -104,32 +104,40 @@ class LMTask:
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update over `accumulate` microbatches; the loss is the mean over all tokens with weight."""
         count = self.config.accumulate
-        micro = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
         total = jnp.maximum(batch["weights"][:, 1:].sum(), 1.0)
 
-        def accumulate(carry, one):
-            (_, sums), grads = jax.value_and_grad(self._objective, has_aux=True)(state.params, one, total)
+        def objective(params, rows):
+            loss, sums = self._losses(params, rows)
+            return loss / total, sums
+
+        def accumulate(carry, rows):
+            (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(state.params, rows)
             return jax.tree.map(jnp.add, carry, (grads, sums)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (state.params, jax.eval_shape(self._objective, state.params, batch, 1.0)[1]))
-        (grads, sums), _ = jax.lax.scan(accumulate, zeros, micro)
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), {name: jnp.zeros(2) for name in MODALITIES})
+        # Row r joins microbatch r % count, so that each device has its share of every microbatch.
+        rows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch)
+        (grads, sums), _ = jax.lax.scan(accumulate, zeros, rows)
         state, metrics = apply_gradients(self._optimizer, state, grads)
-        return state, _means(sums) | metrics
+        return state, {name: value[0] / jnp.maximum(value[1], 1.0) for name, value in sums.items()} | metrics
 
-    def _objective(self, params: Any, batch: Batch, total: Any) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        sums = self._losses(params, batch)
-        return (sums["loss"][0] + self.config.z_loss * sums["z"][0]) / total, sums
-
-    def _losses(self, params: Any, batch: Batch) -> dict[str, Float[Array, " 2"]]:
-        """(weighted sum, weight) of the next-token loss in nats: of all tokens, of text and of image tokens."""
+    def _losses(self, params: Any, batch: Batch) -> tuple[Float[Array, ""], dict[str, Float[Array, " 2"]]]:
+        """The weighted sum that is minimised, and (weighted sum of nats, weight) per modality."""
         model = nnx.merge(self._graphdef, params)
         tokens, weights = batch["tokens"], batch["weights"][:, 1:]
-        targets = tokens[:, 1:]
-        hidden = model(tokens[:, :-1])
-        nll, z = chunked_cross_entropy(
-            hidden.reshape(-1, hidden.shape[-1]), model.unembedding(), targets.reshape(-1), self.config.loss_chunk
+        hidden, targets = model(tokens[:, :-1]), tokens[:, 1:]
+        found = cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            model.unembedding(),
+            targets.reshape(-1),
+            weights.reshape(-1),
+            z_loss=self.config.z_loss,
+            chunk=self.config.loss_chunk,
         )
-        return _sums(nll.reshape(targets.shape), z.reshape(targets.shape), targets, weights, self.vocabulary)
+        nll = found.nll.reshape(targets.shape)
+        masks = {"loss": weights, "text_loss": weights * self.vocabulary.is_text(targets)}
+        masks["image_loss"] = weights * self.vocabulary.is_image(targets)
+        return found.loss_sum, {name: jnp.stack([(nll * mask).sum(), mask.sum()]) for name, mask in masks.items()}
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Bits per token of causal validation sequences (text, `<break>`, image): all, text, image."""
@@ -141,34 +149,15 @@ class LMTask:
         steps = min(self.config.valid_batches, sequences.epoch_length(0) // size)
         totals: dict[str, np.ndarray] = {}
         for batch in batches(sequences, batch_size=size, start=0, steps=steps):
-            sums = jax.device_get(self._valid_step(state.params, batch))
+            sums = jax.device_get(self._valid_step(state.params, batch)[1])
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
-        return {f"bits_per_{n}": float(totals[k][0] / max(totals[k][1], 1.0)) / math.log(2) for n, k in _EVALUATED}
+        return {
+            bits: float(totals[name][0] / max(totals[name][1], 1.0)) / math.log(2) for name, bits in MODALITIES.items()
+        }
 
 
-_EVALUATED = (("token", "loss"), ("text_token", "text_loss"), ("image_token", "image_loss"))
-
-
-def _sums(
-    nll: Float[Array, "B L"],
-    z: Float[Array, "B L"],
-    targets: Int[Array, "B L"],
-    weights: Float[Array, "B L"],
-    vocabulary: Vocabulary,
-) -> dict[str, Float[Array, " 2"]]:
-    def pair(values, mask):
-        return jnp.stack([(values * mask).sum(), mask.sum()])
-
-    return {
-        "loss": pair(nll, weights),
-        "text_loss": pair(nll, weights * vocabulary.is_text(targets)),
-        "image_loss": pair(nll, weights * vocabulary.is_image(targets)),
-        "z": pair(z, weights),
-    }
-
-
-def _means(sums: dict[str, Float[Array, " 2"]]) -> Metrics:
-    return {name: value[0] / jnp.maximum(value[1], 1.0) for name, value in sums.items() if name != "z"}
+# Metric of the training step (nats) and its name at evaluation (bits).
+MODALITIES = {"loss": "bits_per_token", "text_loss": "bits_per_text_token", "image_loss": "bits_per_image_token"}
 
 
 def _one_vocabulary(records: list[Records]) -> Vocabulary:

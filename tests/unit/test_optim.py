@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from cm3jax.optim import OptimConfig, apply_gradients, fresh_state, make_optimizer, opt_state_specs, schedule
+
+PARAMS = {"w": jnp.ones((2, 3)), "scale": jnp.ones(3)}
+MASK = {"w": True, "scale": False}
+
+
+def test_schedule_warms_up_and_decays_to_the_final_ratio():
+    rate = schedule(OptimConfig(learning_rate=1.0, warmup_steps=10, decay="linear", final_ratio=0.1), 110)
+    assert float(rate(0)) == 0.0
+    np.testing.assert_allclose([rate(5), rate(10), rate(60), rate(110)], [0.5, 1.0, 0.55, 0.1], rtol=1e-6)
+    cosine = schedule(OptimConfig(learning_rate=1.0, warmup_steps=10, decay="cosine", final_ratio=0.1), 110)
+    np.testing.assert_allclose([cosine(10), cosine(60), cosine(110)], [1.0, 0.55, 0.1], rtol=1e-6)
+
+
+def test_only_masked_weights_decay():
+    config = OptimConfig(learning_rate=0.1, warmup_steps=0, decay="constant", weight_decay=0.5)
+    optimizer = make_optimizer(config, 10, MASK)
+    state = fresh_state(PARAMS, optimizer.init(PARAMS))
+    state, _ = apply_gradients(optimizer, state, jax.tree.map(jnp.zeros_like, PARAMS))
+    np.testing.assert_allclose(state.params["w"], 1 - 0.1 * 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(state.params["scale"], PARAMS["scale"])
+
+
+def test_gradients_are_clipped_by_global_norm():
+    config = OptimConfig(learning_rate=1.0, warmup_steps=0, decay="constant", clip_norm=1.0)
+    grads = jax.tree.map(lambda x: x * 100.0, PARAMS)
+    clipped = optax.clip_by_global_norm(config.clip_norm).update(grads, None)[0]
+    np.testing.assert_allclose(optax.tree.norm(clipped), 1.0, rtol=1e-6)
+    optimizer = make_optimizer(config, 10, MASK)
+    _, state = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_non_finite_gradient_changes_nothing_but_the_counters(bad):
+    optimizer = make_optimizer(OptimConfig(warmup_steps=0), 10, MASK)
+    state = fresh_state(PARAMS, optimizer.init(PARAMS))
+    grads = {"w": jnp.ones((2, 3)).at[1, 1].set(bad), "scale": jnp.ones(3)}
+    after, metrics = apply_gradients(optimizer, state, grads)
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (state.params, state.opt_state))
+    assert (int(after.step), int(after.skipped), float(metrics["skipped"])) == (1, 1, 1.0)
+
+
+def test_moments_are_laid_out_like_their_weights():
+    optimizer = make_optimizer(OptimConfig(), 10, MASK)
+    specs = opt_state_specs(optimizer, PARAMS, {"w": P("fsdp", "tensor"), "scale": P()})
+    assert jax.tree.structure(specs, is_leaf=lambda s: isinstance(s, P)) == jax.tree.structure(optimizer.init(PARAMS))
+    assert optax.tree.get(specs, "mu") == {"w": P("fsdp", "tensor"), "scale": P()}
+    assert optax.tree.get(specs, "nu") == {"w": P("fsdp", "tensor"), "scale": P()}
