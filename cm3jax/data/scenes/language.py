@@ -63,7 +63,12 @@ _LONG = (
 
 def noun(scene: Scene) -> str:
     """The subject as a noun, plural if there are several: "dogs"."""
-    return scene.subject if scene.number == 1 else _PLURALS[scene.subject]
+    return scene.subject if scene.number == 1 else plural(scene.subject)
+
+
+def plural(subject: str) -> str:
+    """Several of a subject: "dogs"."""
+    return _PLURALS[subject]
 
 
 def item_phrase(item: str, number: int) -> str:

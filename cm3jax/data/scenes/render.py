@@ -1,6 +1,6 @@
 """Painting: shapes to pixels, one canvas for the picture and the same canvas for every truth map."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -35,7 +35,7 @@ def render(scene: Scene, size: int) -> UInt8[np.ndarray, "S S 3"]:
 
 def render_drawing(drawing: Drawing, size: int) -> UInt8[np.ndarray, "S S 3"]:
     """The picture of a drawing."""
-    canvas = paint(drawing, size, "RGB", _fills)
+    canvas = paint(drawing, size, "RGB", [_fills(shape) for shape in drawing.shapes])
     return np.asarray(canvas.reduce(supersampling(size)))
 
 
@@ -43,14 +43,14 @@ def _fills(shape: Shape) -> tuple[Ink, Ink]:
     return shape.fill, shape.fill_bottom if isinstance(shape, Gradient) else shape.fill
 
 
-def paint(drawing: Drawing, size: int, mode: str, inks: Callable[[Shape], tuple[Ink, Ink]]) -> Image.Image:
+def paint(drawing: Drawing, size: int, mode: str, inks: Sequence[tuple[Ink, Ink]]) -> Image.Image:
     """Paints every shape on a supersampled canvas.
 
     Args:
       drawing: what to paint.
       size: of the picture, in pixels.
       mode: of the canvas, "RGB", "L" or "I".
-      inks: what to paint a shape with at its upper and its lower edge; only a `Gradient` runs from one to the other.
+      inks: per shape, what to paint it with at its upper and lower edge; only a `Gradient` runs from one to the other.
 
     Raises:
       ValueError: a size that cannot be painted.
@@ -59,8 +59,7 @@ def paint(drawing: Drawing, size: int, mode: str, inks: Callable[[Shape], tuple[
     side = size * supersampling(size)
     canvas = Image.new(mode, (side, side))
     pen = ImageDraw.Draw(canvas)
-    for shape in drawing.shapes:
-        ink, ink_below = inks(shape)
+    for shape, (ink, ink_below) in zip(drawing.shapes, inks, strict=True):
         match shape:
             case Ellipse():
                 pen.ellipse([side * v for v in shape.box], fill=ink)
@@ -91,5 +90,5 @@ def _gradient(canvas: Image.Image, shape: Gradient, top: Ink, bottom: Ink) -> No
     if canvas.mode == "RGB":
         strip = Image.fromarray(column.astype(np.uint8)[:, None])
     else:
-        strip = Image.fromarray(column.astype(np.int32), "I").convert(canvas.mode)
+        strip = Image.fromarray(column.astype(np.int32)).convert(canvas.mode)
     canvas.paste(strip.resize((side, y1 - y0), Image.Resampling.NEAREST), (0, y0))

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -76,6 +76,11 @@ class Scene:
     def attributes(self) -> dict[str, str]:
         """The value of every attribute, in the order of `ATTRIBUTES`."""
         return {name: getattr(self, name) for name in ATTRIBUTES}
+
+    def with_value(self, attribute: str, value: str) -> "Scene":
+        """The same scene with another value of one attribute."""
+        changes: dict[str, Any] = {attribute: value}
+        return dataclasses.replace(self, **changes)
 
     @property
     def number(self) -> int:
