@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cm3jax.data.loader import prefetch_to_device
+from cm3jax.data.loader import LoaderConfig, batches, prefetch_to_device, process_slot
 from cm3jax.metrics import MetricsWriter
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.parallel.specs import batch_sharding, shardings
@@ -40,6 +40,7 @@ class RunConfig:
     log_every: int = 10
     eval_every: int = 0
     mesh: MeshConfig = MeshConfig()
+    loader: LoaderConfig = LoaderConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
@@ -121,12 +122,16 @@ class _Trainer:
             return state
         layout = jax.tree.map(lambda a: a.sharding, state)
         update = jax.jit(task.step, donate_argnums=0, out_shardings=(layout, None))
-        batches = prefetch_to_device(task.batches(start), batch_sharding(mesh))
+        rows = batch_sharding(mesh)
+        slot = process_slot(rows, task.batch_size)
+        stream = prefetch_to_device(
+            batches(task.examples, task.batch_size, start, config.steps - start, *slot, config.loader), rows
+        )
         pending: tuple[int, dict[str, jax.Array]] | None = None
         meter = _Throughput(task, mesh.size)
         with _progress(start, config.steps) as advance:
             for step in range(start, config.steps):
-                batch = meter.wait_for(batches)
+                batch = meter.wait_for(stream)
                 state, metrics = update(state, batch)
                 if pending:
                     advance(self._log(*pending, meter))
@@ -183,9 +188,9 @@ class _Throughput:
         self.waited = 0.0
         self.last: tuple[int, float] | None = None
 
-    def wait_for(self, batches: Iterator[Any]) -> Any:
+    def wait_for(self, stream: Iterator[Any]) -> Any:
         start = time.perf_counter()
-        batch = next(batches)
+        batch = next(stream)
         self.waited += time.perf_counter() - start
         return batch
 
@@ -201,7 +206,7 @@ class _Throughput:
         seconds, updates = now - last[1], step - last[0]
         return {
             "seconds": seconds,
-            f"{self.task.unit}_per_second": updates * self.task.tokens_per_batch / seconds,
+            f"{self.task.unit}_per_second": updates * self.task.units_per_batch / seconds,
             "mfu": updates * self.task.flops_per_batch / seconds / self.peak,
             "data_wait_share": waited / seconds,
         }

@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +12,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from cm3jax.config import ConfigError, fingerprint
+from cm3jax.data.cm3 import CM3Config
 from cm3jax.data.loader import batches
+from cm3jax.data.mixture import Mixture
+from cm3jax.data.plan import PlanConfig
+from cm3jax.data.plans import Plans
 from cm3jax.data.records import Records
-from cm3jax.data.sequences import SequenceConfig, Sequences
+from cm3jax.data.sequences import Sequences
 from cm3jax.kernels.cross_entropy import cross_entropy
 from cm3jax.models.config import TransformerConfig
 from cm3jax.models.transformer import Transformer
@@ -25,7 +27,6 @@ from cm3jax.parallel.specs import weight_specs
 from cm3jax.perf.flops import flops_per_token
 from cm3jax.state import TrainState
 from cm3jax.tasks.task import Batch, Metrics
-from cm3jax.tokens.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +39,36 @@ class DatasetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LMConfig:
-    """Decoder, data and optimizer of a run. `batch_size` counts sequences over all devices."""
+    """Decoder, data and optimizer of a run.
+
+    Attributes:
+      image_tokenizer: the `vqgan` run whose codes the records hold; read when generating.
+      text_tokenizer: the text model of the records; read when generating.
+      batch_size: sequences in a global batch.
+      accumulate: microbatches per update.
+      loss_chunk: tokens whose logits are held at once.
+      valid_batches: at most so many batches are evaluated.
+    """
 
     model: TransformerConfig
     train: tuple[DatasetConfig, ...]
     valid: tuple[DatasetConfig, ...]
-    sequences: SequenceConfig
+    image_tokenizer: str
+    text_tokenizer: str
+    plan: PlanConfig
+    cm3: CM3Config = CM3Config()
     optim: OptimConfig = OptimConfig()
     batch_size: int = 32
     accumulate: int = 1
     z_loss: float = 0.0
     loss_chunk: int = 1024
     valid_batches: int = 16
-    workers: int = 0
 
     def __post_init__(self):
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
-        if self.sequences.length > self.model.max_len:
-            raise ValueError(f"sequences of {self.sequences.length} tokens, model.max_len is {self.model.max_len}")
+        if self.plan.length > self.model.max_len:
+            raise ValueError(f"plan.length {self.plan.length} is more than model.max_len {self.model.max_len}")
 
 
 class LMTask:
@@ -65,19 +77,24 @@ class LMTask:
     unit = "tokens"
 
     def __init__(self, config: LMConfig, *, seed: int, steps: int):
-        self.config, self.seed, self.steps = config, seed, steps
-        self.train_records = [Records(Path(d.path)) for d in config.train]
-        self.valid_records = [Records(Path(d.path)) for d in config.valid]
-        self.vocabulary = _one_vocabulary([*self.train_records, *self.valid_records])
+        """Opens the records of `config`.
+
+        Raises:
+          ConfigError: the model's vocabulary is not that of the records.
+        """
+        self.config = config
+        train = _mixture(config.train)
+        self.vocabulary = train.vocabulary
         if config.model.vocab_size != self.vocabulary.size:
             raise ConfigError(f"lm.model.vocab_size is {config.model.vocab_size}, the records' {self.vocabulary.size}")
-        self.tokens_per_batch = config.batch_size * config.sequences.length
-        self.flops_per_batch = self.tokens_per_batch * flops_per_token(config.model, config.sequences.length)
+        self.examples = Sequences(Plans(train, config.plan, seed), config.cm3)
+        causal = dataclasses.replace(config.plan, spans="causal")
+        self._validation = Sequences(Plans(_mixture(config.valid), causal, 0), config.cm3)
+        self.batch_size = config.batch_size
+        self.units_per_batch = config.batch_size * config.plan.length
+        self.flops_per_batch = self.units_per_batch * flops_per_token(config.model, config.plan.length)
         self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config.model, nnx.Rngs(0))))
         self._optimizer = make_optimizer(config.optim, steps, decay_mask(self._abstract))
-        self._sequences = Sequences(
-            self.train_records, [d.repeat for d in config.train], config.sequences, self.vocabulary, seed
-        )
         self._valid_step = jax.jit(self._losses)
 
     def init(self, key: jax.Array) -> TrainState:
@@ -90,16 +107,7 @@ class LMTask:
         return TrainState(step=P(), params=specs, opt_state=moments, extra={}, skipped=P())
 
     def data_fingerprint(self) -> str:
-        return fingerprint([self._sequences.fingerprint(), self.config.batch_size, self.seed])
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        return batches(
-            self._sequences,
-            batch_size=self.config.batch_size,
-            start=start,
-            steps=self.steps,
-            workers=self.config.workers,
-        )
+        return fingerprint([self.examples.fingerprint, self.batch_size])
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update over `accumulate` microbatches; the loss is the mean over all tokens with weight."""
@@ -141,14 +149,11 @@ class LMTask:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Bits per token of causal validation sequences (text, `<break>`, image): all, text, image."""
-        causal = dataclasses.replace(
-            self.config.sequences, cm3=dataclasses.replace(self.config.sequences.cm3, mode="causal")
-        )
-        sequences = Sequences(self.valid_records, [d.repeat for d in self.config.valid], causal, self.vocabulary, 0)
-        size = min(self.config.batch_size, sequences.epoch_length(0))
-        steps = min(self.config.valid_batches, sequences.epoch_length(0) // size)
+        sequences = len(self._validation.plans.epoch(0))
+        size = min(self.batch_size, sequences)
+        steps = min(self.config.valid_batches, sequences // size)
         totals: dict[str, np.ndarray] = {}
-        for batch in batches(sequences, batch_size=size, start=0, steps=steps):
+        for batch in batches(self._validation, size, steps=steps):
             sums = jax.device_get(self._valid_step(state.params, batch)[1])
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         return {
@@ -160,8 +165,5 @@ class LMTask:
 MODALITIES = {"loss": "bits_per_token", "text_loss": "bits_per_text_token", "image_loss": "bits_per_image_token"}
 
 
-def _one_vocabulary(records: list[Records]) -> Vocabulary:
-    vocabularies = {r.vocabulary for r in records}
-    if len(vocabularies) != 1:
-        raise ConfigError(f"the records of one run need one vocabulary, found {sorted(map(str, vocabularies))}")
-    return vocabularies.pop()
+def _mixture(datasets: tuple[DatasetConfig, ...]) -> Mixture:
+    return Mixture([(Records(dataset.path), dataset.repeat) for dataset in datasets])

@@ -1,0 +1,161 @@
+import dataclasses
+import json
+import logging
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from cm3jax import loop
+from cm3jax.loop import RunConfig
+from cm3jax.metrics import read_metrics
+from cm3jax.optim import apply_gradients, fresh_state, opt_state_specs
+from cm3jax.reliability.checkpoint import CheckpointConfig, CheckpointError
+
+SGD = optax.adam(1e-2)
+
+
+class Rows:
+    """Row i is drawn from (seed, i)."""
+
+    def __getitem__(self, index):
+        x = np.random.default_rng((7, index)).normal(size=4).astype(np.float32)
+        return {"x": x, "y": x.sum(keepdims=True)}
+
+
+@dataclasses.dataclass
+class LineTask:
+    """Least squares on random rows; `on_step` is called on the host before batches are consumed."""
+
+    fingerprint: str = "rows"
+    examples: Rows = dataclasses.field(default_factory=Rows)
+    batch_size: int = 8
+    unit: str = "rows"
+    units_per_batch: int = 8
+    flops_per_batch: float = 1.0
+    evaluations: list = dataclasses.field(default_factory=list)
+
+    def init(self, key):
+        params = {"w": jax.random.normal(key, (4, 1))}
+        return fresh_state(params, SGD.init(params))
+
+    def state_specs(self):
+        params = {"w": P()}
+        return fresh_state({}, ()).replace(
+            step=P(), skipped=P(), params=params, opt_state=opt_state_specs(SGD, {"w": jnp.zeros((4, 1))}, params)
+        )
+
+    def step(self, state, batch):
+        def loss(params):
+            return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        state, metrics = apply_gradients(SGD, state, grads)
+        return state, {"loss": value} | metrics
+
+    def data_fingerprint(self):
+        return self.fingerprint
+
+    def evaluate(self, state):
+        self.evaluations.append(int(state.step))
+        return {"norm": float(jnp.linalg.norm(state.params["w"]))}
+
+
+def config(steps, **changes):
+    return RunConfig(steps=steps, log_every=1, checkpoint=CheckpointConfig(every=5), **changes)
+
+
+def run(task, config, workdir):
+    return loop.run(task, config, workdir, seed=3, fingerprint="f")
+
+
+def losses(workdir):
+    return read_metrics(workdir / "metrics.jsonl")["loss"]
+
+
+def test_logs_every_step_evaluates_and_reports_throughput(tmp_path):
+    task = LineTask()
+    state = run(task, config(12, eval_every=4), tmp_path)
+    assert int(state.step) == 12
+    assert task.evaluations == [4, 8, 12]
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    np.testing.assert_array_equal(metrics["loss"][0], np.arange(1, 13))
+    np.testing.assert_array_equal(metrics["eval/norm"][0], [4, 8, 12])
+    assert {"rows_per_second", "mfu", "data_wait_share", "grad_norm", "skipped"} <= set(metrics)
+
+
+def test_same_seed_gives_the_same_losses(tmp_path):
+    run(LineTask(), config(8), tmp_path / "a")
+    run(LineTask(), config(8), tmp_path / "b")
+    np.testing.assert_array_equal(losses(tmp_path / "a")[1], losses(tmp_path / "b")[1])
+
+
+def test_continuing_equals_never_stopping(tmp_path):
+    whole = run(LineTask(), config(12), tmp_path / "whole")
+    run(LineTask(), config(7), tmp_path / "parts")
+    parts = run(LineTask(), config(12), tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    np.testing.assert_array_equal(losses(tmp_path / "whole")[1], losses(tmp_path / "parts")[1])
+
+
+class TerminatingRows(Rows):
+    """Sends SIGTERM to this process when example `at` is read."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def __getitem__(self, index):
+        if index == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
+
+
+def test_sigterm_saves_stops_and_resumes_exactly(tmp_path, caplog):
+    whole = run(LineTask(), config(30), tmp_path / "whole")
+    stopped = run(LineTask(examples=TerminatingRows(8 * 12)), config(30), tmp_path / "parts")
+    assert int(stopped.step) < 30
+    assert "stopped by a signal" in caplog.text
+    resumed = run(LineTask(), config(30), tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    np.testing.assert_array_equal(losses(tmp_path / "whole")[1], losses(tmp_path / "parts")[1])
+
+
+def test_a_finished_run_does_nothing_and_evaluates_only_if_that_is_missing(tmp_path):
+    first = run(LineTask(), config(6), tmp_path)
+    task = LineTask()
+    again = run(task, config(6), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert task.evaluations == []
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{x}\n" for x in lines if "eval/norm" not in json.loads(x)))
+    run(task, config(6), tmp_path)
+    assert task.evaluations == [6]
+
+
+def test_other_data_is_refused(tmp_path):
+    run(LineTask(), config(6), tmp_path)
+    with pytest.raises(CheckpointError, match="was trained on data rows, this run has lines"):
+        run(LineTask(fingerprint="lines"), config(9), tmp_path)
+
+
+def test_training_time_is_carried_over(tmp_path):
+    run(LineTask(), config(6), tmp_path)
+    note = json.loads(json.dumps(loop.Checkpoints(tmp_path / "checkpoints", CheckpointConfig()).note(6)))
+    assert note["seconds"] > 0
+    assert note["data"] == "rows"
+
+
+def test_nothing_is_logged_twice_after_a_kill_between_checkpoints(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run(LineTask(), config(7), tmp_path)
+    checkpoints = loop.Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    checkpoints._manager.delete(7)
+    checkpoints.close()
+    run(LineTask(), config(12), tmp_path)
+    assert "resuming from step 5" in caplog.text
+    np.testing.assert_array_equal(losses(tmp_path)[0], np.arange(1, 13))
