@@ -30,7 +30,7 @@ def test_every_value_of_every_attribute_can_be_drawn_and_seen(attribute):
 def test_the_small_picture_is_the_large_one_seen_from_afar():
     for scene in SCENES[:8]:
         reduced = np.asarray(Image.fromarray(render(scene, 256)).reduce(4)).astype(int)
-        assert np.mean(np.abs(reduced - render(scene, 64))) < 3.0  # of 255; strokes round to whole canvas pixels
+        assert np.mean(np.abs(reduced - render(scene, 64))) < 4.0  # of 255; strokes round to whole canvas pixels
 
 
 def test_sizes_out_of_range_are_refused():

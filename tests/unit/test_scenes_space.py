@@ -12,13 +12,13 @@ from cm3jax.data.sources.source import Source
 from cm3jax.tokens.document import Image, Text
 
 EXPECTED_FIRST = {
-    "subject": "elephant",
-    "color": "purple",
+    "subject": "cactus",
+    "color": "orange",
     "place": "grass",
     "sky": "dawn",
-    "item": "sword",
-    "count": "two",
-    "position": "left",
+    "item": "flag",
+    "count": "four",
+    "position": "right",
 }
 
 

@@ -2,10 +2,8 @@
 
 import dataclasses
 
-import numpy as np
-
 from cm3jax.data.scenes.language import PLACE_PHRASES, POSITION_PHRASES, SKY_PHRASES, item_phrase, noun
-from cm3jax.data.scenes.space import ATTRIBUTES, SPLITS, Scene, Split, held_out, sample
+from cm3jax.data.scenes.space import ATTRIBUTES, Scene, Split, generator, held_out, sample
 
 _STREAM = 1  # sets the draws of an edit apart from those of its scene
 
@@ -26,7 +24,7 @@ def sample_edit(seed: int, split: Split, index: int) -> Edit:
     In the split "train" the scene after an edit is never a held-out combination either.
     """
     before = sample(seed, split, index)
-    rng = np.random.default_rng((seed, SPLITS.index(split), index, _STREAM))
+    rng = generator(seed, split, index, _STREAM)
     attribute = list(ATTRIBUTES)[rng.integers(len(ATTRIBUTES))]
     others = [value for value in ATTRIBUTES[attribute] if value != getattr(before, attribute)]
     changed = [before.with_value(attribute, value) for value in others]

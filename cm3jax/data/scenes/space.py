@@ -118,10 +118,15 @@ def triples(split: Split) -> tuple[Triple, ...]:
     return tuple(triple for triple in every if held_out(triple) == (split == "valid"))
 
 
+def generator(seed: int, split: Split, index: int, *stream: int) -> np.random.Generator:
+    """The random numbers of scene `index`; other streams of the same scene are independent."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index, *stream)))
+
+
 def sample(seed: int, split: Split, index: int) -> Scene:
     """Scene `index` of a split: a pure function of its arguments, uniform over the split's combinations."""
     choices = triples(split)
-    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    rng = generator(seed, split, index)
     subject, color, place = choices[rng.integers(len(choices))]
     others = {name: ATTRIBUTES[name][rng.integers(len(ATTRIBUTES[name]))] for name in list(ATTRIBUTES)[3:]}
     year = str(rng.integers(1900, 2100))
