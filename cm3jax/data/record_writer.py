@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,11 @@ def write_shard(
     shards: int,
     records: Iterable[Record],
     vocabulary: Vocabulary,
-    rejects: str = "",
+    rejects: Sequence[str] = (),
 ) -> ShardIndex:
     """Writes one shard, then its index, each whole or not at all. Same records, same bytes.
+
+    `rejects`: lines of `rejects.jsonl`, read after the last record, so that whoever makes the records may add to them.
 
     Raises:
       RecordsError: an id that is not in the vocabulary.
@@ -67,7 +69,7 @@ def write_shard(
         lengths=np.array(lengths, np.int32),
         indices=np.array(indices, np.int64),
         digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16),
-        rejects=rejects,
+        rejects="".join(rejects),
         example_bytes=example_bytes,
         file_bytes=path.stat().st_size,
         sha256=sha256,
