@@ -1,15 +1,14 @@
 """The `cm3` command: sub-commands, each one call into a room below."""
 
-import argparse
 import importlib
 import logging
 import sys
 
 COMMANDS = {
-    "quickstart": ("cm3jax.quickstart", "the whole path on the embedded data set, ending in report.html"),
-    "train": ("cm3jax.train", "train a task from a config file"),
-    "data": ("cm3jax.data.commands", "prepare data: scenes, train-text, tokenize, show"),
-    "generate": ("cm3jax.generate.command", "generate images from text, or text from images"),
+    "quickstart": ("cm3jax.commands.quickstart", "the whole path on the embedded data set, ending in report.html"),
+    "train": ("cm3jax.commands.train", "train a task from a config file"),
+    "data": ("cm3jax.commands.data", "prepare data: train-text, tokenize, show"),
+    "generate": ("cm3jax.commands.generate", "generate images from text, or text from images"),
 }
 
 
@@ -37,10 +36,6 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(__name__).debug("failed", exc_info=True)
         print(f"cm3 {argv[0]}: {error}", file=sys.stderr)
         return 2
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the example of the description as written and shows defaults."""
 
 
 if __name__ == "__main__":

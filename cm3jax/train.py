@@ -1,16 +1,11 @@
-"""The training entry point: `cm3 train --config=configs/….py[:arg] --workdir=DIR [--config.key=value ...]`."""
+"""The training entry point: from a resolved configuration to a run in a directory."""
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-from absl import flags
-from ml_collections import config_flags
-
 from cm3jax import loop
-from cm3jax.config import ConfigError, build, dumps, fingerprint, to_dict
+from cm3jax.config import ConfigError, dumps, fingerprint, to_dict
 from cm3jax.files import write_atomic
 from cm3jax.loop import RunConfig
 from cm3jax.reliability.checkpoint import read_run_config
@@ -19,16 +14,6 @@ from cm3jax.tasks.lm import LMConfig, LMTask
 from cm3jax.tasks.reader import ReaderTask, ReaderTaskConfig
 from cm3jax.tasks.task import Task
 from cm3jax.tasks.vqgan import VQGANTask, VQGANTaskConfig
-
-logger = logging.getLogger(__name__)
-
-HELP = """Train a task: decoder (lm), image tokenizer (vqgan), or attribute reader.
-
-  cm3 train --config=configs/lm/scenes.py --workdir=runs/lm --config.lm.optim.learning_rate=3e-4
-
---config=FILE[:ARG]    a Python file with get_config(arg); any value is overridden with --config.KEY=VALUE
---workdir=DIR          checkpoints, metrics and the resolved config; the same command again resumes
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,24 +78,3 @@ def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any
             found |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         return found
     return {} if old == new else {path: (old, new)}
-
-
-def main(argv: list[str]) -> int:
-    """`cm3 train`; `argv` without the command's own name."""
-    if not argv or {"--help", "-h"} & set(argv):
-        print(HELP)
-        return 0
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "configuration file", flag_values=values)
-    flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
-    flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
-    try:
-        rest = values(["cm3 train", *argv])
-    except (flags.Error, AttributeError, FileNotFoundError) as error:
-        raise ConfigError(str(error)) from error
-    if rest[1:]:
-        raise ConfigError(f"cm3 train takes no arguments, found {rest[1:]}")
-    config = build(Config, values.config.to_dict())
-    logger.info("devices: %s", jax.devices())
-    train(config, Path(values.workdir))
-    return 0

@@ -1,7 +1,10 @@
 """A trained VQGAN as a pair of functions on uint8 pictures: what tokenising and generating need of it."""
 
+import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +23,10 @@ logger = logging.getLogger(__name__)
 class ImageTokenizer:
     """Pixels to codes and back, in fixed-size batches so that each direction compiles once."""
 
-    def __init__(self, config: VQGANConfig, params: dict, batch_size: int = 32):
+    def __init__(self, config: VQGANConfig, params: dict, fingerprint: str, batch_size: int = 32):
+        """`fingerprint` stands for the weights; records carry it."""
         self.config = config
+        self.fingerprint = fingerprint
         self.batch_size = batch_size
         graphdef, _ = nnx.split(nnx.eval_shape(lambda: VQGAN(config, nnx.Rngs(0))))
         self._params = params
@@ -31,7 +36,7 @@ class ImageTokenizer:
     @property
     def image_tokens(self) -> int:
         """Codes per picture."""
-        return self.config.grid**2
+        return self.config.tokens
 
     def encode(self, images: UInt8[np.ndarray, "B H W 3"]) -> Int[np.ndarray, "B N"]:
         """Codes in raster order.
@@ -56,7 +61,7 @@ class ImageTokenizer:
             raise ValueError(f"codes in [{codes.min()}, {codes.max()}], expected [0, {self.config.codes})")
         return to_uint8(self._in_batches(lambda c: self._decode(self._params, jnp.asarray(c)), codes))
 
-    def _in_batches(self, function, rows: np.ndarray) -> np.ndarray:
+    def _in_batches(self, function: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
         size = self.batch_size
         results = []
         for start in range(0, len(rows), size):
@@ -77,4 +82,13 @@ def load_image_tokenizer(run: Path, step: int | None = None) -> ImageTokenizer:
         raise ConfigError(f"{run} is a run of task {config['task']!r}, expected 'vqgan'")
     step, params = load_params(Path(run) / "checkpoints", "ema", step)
     logger.info("image tokenizer: %s, step %d", run, step)
-    return ImageTokenizer(build(VQGANConfig, config["vqgan"]["model"], "vqgan.model."), params)
+    return ImageTokenizer(build(VQGANConfig, config["vqgan"]["model"], "vqgan.model."), params, _digest(params))
+
+
+def _digest(params: Any) -> str:
+    """Sixteen hex digits of the weights' bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
