@@ -30,19 +30,20 @@ class TfdsSource:
     ):
         """`dataset`: a prepared dataset's directory (the one with `dataset_info.json`), or a name found in `data_dir`.
 
-        Without keys, the first image feature and the first text feature, else the first label, are taken.
+        Without keys, the image feature "image" or else the first by name is taken, and the text feature "caption" or
+        "text", else the first text or, where there is none, the first label.
 
         Raises:
           FileNotFoundError: no such dataset, or it is not prepared.
           ValueError: no such split or feature, or a format without random access.
         """
         builder = _builder(dataset, data_dir)
-        features = builder.info.features
+        features = dict(sorted(builder.info.features.items()))  # stored metadata keeps no order
         if split.partition("[")[0] not in builder.info.splits:
             raise ValueError(f"tfds {dataset}: no split {split!r}, found {', '.join(builder.info.splits)}")
         kinds = tfds.features
-        self._image_key = image_key or _first(dataset, features, kinds.Image)
-        self._text_key = text_key or _first(dataset, features, kinds.Text, kinds.ClassLabel)
+        self._image_key = image_key or _choose(dataset, features, ("image",), kinds.Image)
+        self._text_key = text_key or _choose(dataset, features, ("caption", "text"), kinds.Text, kinds.ClassLabel)
         for key, allowed in ((self._image_key, kinds.Image), (self._text_key, kinds.Text | kinds.ClassLabel)):
             if not isinstance(features.get(key), allowed):
                 raise ValueError(f"tfds {dataset}: feature {key!r} cannot be used, found {_list(features)}")
@@ -95,14 +96,14 @@ def _builder(dataset: str | pathlib.Path, data_dir: str | pathlib.Path | None) -
     return builder
 
 
-def _first(dataset: Any, features: Any, *kinds: type) -> str:
+def _choose(dataset: Any, features: dict[str, Any], preferred: tuple[str, ...], *kinds: type) -> str:
     for kind in kinds:
-        for key, feature in features.items():
-            if isinstance(feature, kind):
+        for key in (*preferred, *features):
+            if isinstance(features.get(key), kind):
                 return key
     wanted = " or ".join(kind.__name__ for kind in kinds)
     raise ValueError(f"tfds {dataset}: no {wanted} feature, found {_list(features)}")
 
 
-def _list(features: Any) -> str:
+def _list(features: dict[str, Any]) -> str:
     return ", ".join(f"{key}: {type(feature).__name__}" for key, feature in features.items())
