@@ -1,0 +1,60 @@
+"""Forward FLOPs of any function, counted from the shapes of the products it is traced into."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def forward_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """FLOPs of the convolutions and matrix products that `function(*arguments)` makes; nothing is computed.
+
+    A product of an m x k by a k x n matrix counts 2 m k n; a convolution 2 x output elements x inputs of one output, as
+    if no input were padding. A `scan` counts its body as often as it runs, a `cond` its dearest branch.
+
+    Args:
+      arguments: arrays or `jax.ShapeDtypeStruct`s.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: core.Jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            total += _product(equation)
+        elif name == "conv_general_dilated":
+            total += _convolution(equation)
+        else:
+            inner = [_count(body) for body in _bodies(equation)]
+            repeats = equation.params["length"] if name == "scan" else 1
+            total += repeats * (max(inner, default=0.0) if name == "cond" else sum(inner))
+    return total
+
+
+def _product(equation: core.JaxprEqn) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = _shape(equation.invars[0])
+    return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(left[i] for i in contracted)
+
+
+def _convolution(equation: core.JaxprEqn) -> float:
+    kernel = _shape(equation.invars[1])
+    outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) / outputs
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _bodies(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item
