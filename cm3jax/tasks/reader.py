@@ -1,0 +1,210 @@
+"""Task `reader`: trains the attribute reader on a source whose documents carry their attributes in `meta`."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from cm3jax.config import fingerprint
+from cm3jax.data.loader import LoaderConfig, batches
+from cm3jax.data.rng import Purpose, generator
+from cm3jax.data.sources.open import open_source
+from cm3jax.data.sources.source import Reason, RejectError, Source
+from cm3jax.models.reader import Reader, ReaderConfig
+from cm3jax.optim import OptimConfig, apply_gradients, decay_mask, fresh_state, make_optimizer, opt_state_specs
+from cm3jax.parallel.specs import weight_specs
+from cm3jax.perf.traced import forward_flops
+from cm3jax.state import TrainState
+from cm3jax.tasks.task import Batch, Metrics
+from cm3jax.tokens.document import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class ReaderTaskConfig:
+    """Reader, data and optimizer of a run.
+
+    Attributes:
+      source, valid: as `data.sources.open.open_source` takes; pictures of the model's size.
+      blur: the greatest share of a picture that is replaced by its blurred self in training.
+      noise: the greatest standard deviation of the noise added in training, pixels in [-1, 1].
+      smoothing: probability that the loss spreads over all values.
+    """
+
+    model: ReaderConfig
+    source: str
+    valid: str
+    optim: OptimConfig = OptimConfig(
+        learning_rate=2e-3, warmup_steps=20, decay="cosine", final_ratio=0.01, weight_decay=0.05
+    )
+    batch_size: int = 64
+    blur: float = 1.0
+    noise: float = 0.15
+    smoothing: float = 0.05
+
+
+class ReaderExamples:
+    """Example j of an endless stream, shuffled anew each epoch; documents are opened once and kept.
+
+    Attributes:
+      fingerprint: changes when any example would.
+    """
+
+    def __init__(self, source: Source, config: ReaderConfig, seed: int):
+        """Examples of `source`.
+
+        Raises:
+          ValueError: the source is empty.
+        """
+        if not len(source):
+            raise ValueError(f"no documents in source {source.name}")
+        self.source, self.config, self.seed = source, config, seed
+        self.fingerprint = fingerprint([source.fingerprint(), config.attributes, config.image_size, seed])
+        self._opened: dict[int, dict[str, np.ndarray]] = {}
+        # Two, because reading ahead over the end of an epoch goes back and forth between them.
+        self._permutation = functools.lru_cache(maxsize=2)(self._make_permutation)
+
+    def __reduce__(self):
+        return ReaderExamples, (self.source, self.config, self.seed)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """`image`: uint8 [S, S, 3]; `labels`: int32 [attributes], the class of each.
+
+        Raises:
+          RejectError: a document without a picture of the right size, or without an attribute.
+        """
+        epoch, i = divmod(index, len(self.source))
+        return self.document(int(self._permutation(epoch)[i]))
+
+    def document(self, index: int) -> dict[str, np.ndarray]:
+        """Document `index` of the source as an example."""
+        if index not in self._opened:
+            self._opened[index] = self._open(index)
+        return self._opened[index]
+
+    def _make_permutation(self, epoch: int) -> Int[np.ndarray, " N"]:
+        return generator(Purpose.IMAGE_ORDER, self.seed, epoch).permutation(len(self.source))
+
+    def _open(self, index: int) -> dict[str, np.ndarray]:
+        document, side = self.source[index], self.config.image_size
+        pixels = next((s.pixels for s in document.segments if isinstance(s, Image) and s.pixels is not None), None)
+        if pixels is None or pixels.shape != (side, side, 3):
+            found = "none" if pixels is None else f"one of {pixels.shape}"
+            raise RejectError(Reason.NO_IMAGE, f"expected a picture of {(side, side, 3)}, found {found}", document.id)
+        return {"image": pixels, "labels": labels(self.config, document.meta.get("attributes", {}), document.id)}
+
+
+def labels(config: ReaderConfig, attributes: dict[str, str], key: str = "") -> Int[np.ndarray, " A"]:
+    """The class of each attribute of the config.
+
+    Raises:
+      RejectError: an attribute is missing or has an unknown value; `key` names the document.
+    """
+    classes = []
+    for name, values in config.attributes:
+        value = attributes.get(name)
+        if value not in values:
+            raise RejectError(Reason.MALFORMED, f"attribute {name} is {value!r}, expected one of {values}", key)
+        classes.append(values.index(value))
+    return np.array(classes, np.int32)
+
+
+class ReaderTask:
+    """Implements `tasks.task.Task`."""
+
+    unit = "images"
+
+    def __init__(self, config: ReaderTaskConfig, *, seed: int, steps: int):
+        self.config, self.seed = config, seed
+        self.examples = ReaderExamples(open_source(config.source), config.model, seed)
+        self._validation = ReaderExamples(open_source(config.valid), config.model, seed)
+        self.batch_size = self.units_per_batch = config.batch_size
+        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: Reader(config.model, nnx.Rngs(0))))
+        side = config.model.image_size
+        pictures = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.float32)
+        # Backward: once more for the weights and once more for the activations.
+        self.flops_per_batch = 3.0 * forward_flops(self._logits, nnx.to_pure_dict(self._abstract), pictures)
+        self._optimizer = make_optimizer(config.optim, steps, decay_mask(self._abstract))
+        self._valid_step = jax.jit(self._correct)
+
+    def init(self, key: jax.Array) -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(Reader(self.config.model, nnx.Rngs(key))))
+        return fresh_state(params, self._optimizer.init(params))
+
+    def state_specs(self) -> TrainState:
+        specs = weight_specs(self._abstract)
+        moments = opt_state_specs(self._optimizer, nnx.to_pure_dict(self._abstract), specs)
+        return TrainState(step=P(), params=specs, opt_state=moments, extra={}, skipped=P())
+
+    def data_fingerprint(self) -> str:
+        return fingerprint([self.examples.fingerprint, self.batch_size])
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update on degraded pictures; the loss is the cross-entropy summed over attributes."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        images = degrade(to_model(batch["image"]), key, self.config.blur, self.config.noise)
+
+        def objective(params):
+            return self._loss(self._logits(params, images), batch["labels"])
+
+        loss, grads = jax.value_and_grad(objective)(state.params)
+        state, metrics = apply_gradients(self._optimizer, state, grads)
+        return state, {"loss": loss} | metrics
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Accuracy on the validation source, of each attribute and their mean."""
+        total = len(self._validation.source)
+        size = min(self.batch_size, total)
+        correct = [
+            jax.device_get(self._valid_step(state.params, batch))
+            for batch in batches(self._validation, size, steps=total // size, config=LoaderConfig(threads=0))
+        ]
+        accuracy = np.concatenate(correct).mean(0)
+        names = [f"accuracy_{name}" for name, _ in self.config.model.attributes]
+        return {"accuracy": float(accuracy.mean())} | dict(zip(names, accuracy.tolist(), strict=True))
+
+    def _logits(self, params: Any, images: Float[Array, "B S S 3"]) -> tuple[Float[Array, "B classes"], ...]:
+        return nnx.merge(self._graphdef, params)(images)
+
+    def _loss(self, logits: tuple[Float[Array, "B classes"], ...], wanted: Int[Array, "B A"]) -> Float[Array, ""]:
+        losses = []
+        for column, scores in enumerate(logits):
+            spread = optax.smooth_labels(jax.nn.one_hot(wanted[:, column], scores.shape[-1]), self.config.smoothing)
+            losses.append(optax.softmax_cross_entropy(scores, spread).mean())
+        return jnp.stack(losses).sum()
+
+    def _correct(self, params: Any, batch: Batch) -> Float[Array, "B A"]:
+        logits = self._logits(params, to_model(batch["image"]))
+        told = jnp.stack([scores.argmax(-1) for scores in logits], axis=-1)
+        return (told == batch["labels"]).astype(jnp.float32)
+
+
+def to_model(pixels: Int[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
+    """Bytes to [-1, 1]."""
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
+def degrade(images: Float[Array, "B S S 3"], key: jax.Array, blur: float, noise: float) -> Float[Array, "B S S 3"]:
+    """Blurs and adds noise, each picture by its own amount up to the given one.
+
+    A reader trained on clean drawings alone would fail on decoded pictures, whose edges are soft.
+    """
+    amounts, grain = jax.random.split(key)
+    share, deviation = jax.random.uniform(amounts, (2, images.shape[0], 1, 1, 1))
+    soft = _blurred(_blurred(images, 1), 2)
+    mixed = images + blur * share * (soft - images)
+    return mixed + noise * deviation * jax.random.normal(grain, images.shape)
+
+
+def _blurred(images: Float[Array, "B S S 3"], axis: int) -> Float[Array, "B S S 3"]:
+    """Binomial filter 1 4 6 4 1 along an axis, edges repeated."""
+    pad = [(2, 2) if i == axis else (0, 0) for i in range(4)]
+    padded, size = jnp.pad(images, pad, mode="edge"), images.shape[axis]
+    taps = [jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(5)]
+    return (taps[0] + 4 * taps[1] + 6 * taps[2] + 4 * taps[3] + taps[4]) / 16
