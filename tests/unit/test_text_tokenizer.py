@@ -14,6 +14,7 @@ LINES = [
     "two blue boats on a lake at noon",
     "<break> typed by a user",
     "x\u2581y\0z",
+    "in 2024 and 2024",
 ] * 5
 
 HOSTILE = [
@@ -47,6 +48,10 @@ def test_any_text_round_trips(tokenizer, text):
 def test_learned_pieces_are_used(tokenizer):
     text = "a red cactus with a straw hat"
     assert len(tokenizer.encode(text)) < len(text) / 2
+
+
+def test_digits_stay_apart(tokenizer):
+    assert len(tokenizer.encode("2024")) == 4
 
 
 def test_lone_surrogate_is_refused_by_place(tokenizer):

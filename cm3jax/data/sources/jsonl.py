@@ -20,6 +20,7 @@ from cm3jax.tokens.document import Document, Image, Segment, Text
 from cm3jax.tokens.image import MAX_PIXELS
 
 _CHUNK = 1 << 24
+_LONGEST_BLANK = 8  # bytes; a longer line of spaces is a document without JSON
 
 
 class JsonlSource:
@@ -46,11 +47,8 @@ class JsonlSource:
             raise FileNotFoundError(f"no file {self._path}")
         starts = _line_starts(self._path)
         self._starts, self._sizes = starts[:-1], np.diff(starts)
-        filled = np.array([self._is_filled(i) for i in range(len(self._sizes))], bool)
-        self._numbers = np.flatnonzero(filled)
-
-    def _is_filled(self, line: int) -> bool:
-        return self._sizes[line] > 2 or bool(self._line(line).strip())
+        blank = [line for line in np.flatnonzero(self._sizes <= _LONGEST_BLANK) if not self._line(line).strip()]
+        self._numbers = np.delete(np.arange(len(self._sizes)), blank)
 
     def _line(self, line: int) -> bytes:
         start, size = int(self._starts[line]), int(self._sizes[line])
