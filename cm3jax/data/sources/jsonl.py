@@ -47,7 +47,9 @@ class JsonlSource:
             raise FileNotFoundError(f"no file {self._path}")
         starts = _line_starts(self._path)
         self._starts, self._sizes = starts[:-1], np.diff(starts)
-        blank = [line for line in np.flatnonzero(self._sizes <= _LONGEST_BLANK) if not self._line(line).strip()]
+        blank = [
+            line for line in np.flatnonzero(self._sizes <= _LONGEST_BLANK).tolist() if not self._line(line).strip()
+        ]
         self._numbers = np.delete(np.arange(len(self._sizes)), blank)
 
     def _line(self, line: int) -> bytes:
