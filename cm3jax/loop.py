@@ -76,6 +76,14 @@ def run(task: Task, config: RunConfig, workdir: Path, *, seed: int, fingerprint:
     return state
 
 
+def evaluate_untrained(task: Task, config: RunConfig, seed: int) -> dict[str, float]:
+    """What `task.evaluate` says of the state that training starts from."""
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        init = jax.jit(task.init, out_shardings=shardings(mesh, task.state_specs()))
+        return task.evaluate(init(jax.random.key(seed)))
+
+
 def _restore_or_init(
     task: Task, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, seed: int
 ) -> tuple[TrainState, Clock]:

@@ -109,6 +109,12 @@ def read_metrics(path: Path) -> dict[str, Series]:
     }
 
 
+def last_evaluation(path: Path) -> dict[str, float]:
+    """The newest value of every metric called `eval/NAME`, by NAME."""
+    found = read_metrics(path)
+    return {name.removeprefix("eval/"): float(v[-1]) for name, (_, v) in found.items() if name.startswith("eval/")}
+
+
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Whole lines of the file, as text and parsed. What follows the last newline was cut short by a crash."""
     *whole, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -2,16 +2,15 @@
 
 import argparse
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 from cm3jax.commands import HelpFormatter
 from cm3jax.data.image_tokenizer import load_image_tokenizer
 from cm3jax.data.records import Records
 from cm3jax.data.sources.open import open_source
-from cm3jax.data.sources.source import RejectError, Source
+from cm3jax.data.sources.source import usable
 from cm3jax.data.tokenize import tokenize_source
-from cm3jax.tokens.document import Text
+from cm3jax.tokens.document import texts
 from cm3jax.tokens.text import TextTokenizer, train_text_tokenizer
 from cm3jax.tokens.vocabulary import Vocabulary
 
@@ -25,19 +24,10 @@ EPILOG = """examples:
 """
 
 
-def texts(source: Source) -> Iterator[str]:
-    """Every text of the source, without those of broken documents."""
-    for index in range(len(source)):
-        try:
-            document = source[index]
-        except RejectError:
-            continue
-        yield from (segment.text for segment in document.segments if isinstance(segment, Text))
-
-
 def train_text(options: argparse.Namespace) -> None:
     source = open_source(options.source, split=options.split)
-    tokenizer = train_text_tokenizer(texts(source), options.vocab_size, options.out)
+    lines = (text for document in usable(source) for text in texts(document))
+    tokenizer = train_text_tokenizer(lines, options.vocab_size, options.out)
     logger.info("%s: %d pieces", options.out, tokenizer.size)
 
 

@@ -33,13 +33,17 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
     sizes = [getattr(config, axis) for axis in AXES]
     free = [i for i, size in enumerate(sizes) if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh: at most one axis may be -1 and the others >= 1, found {dict(zip(AXES, sizes))}")
+        raise ValueError(f"mesh: at most one axis may be -1 and the others >= 1, found {_named(sizes)}")
     if free:
         known = math.prod(size for size in sizes if size != -1)
         sizes[free[0]] = len(devices) // known
     if math.prod(sizes) != len(devices):
-        raise ValueError(f"mesh: {dict(zip(AXES, sizes))} does not cover {len(devices)} devices")
+        raise ValueError(f"mesh: {_named(sizes)} does not cover {len(devices)} devices")
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     if devices == jax.devices():
         return jax.make_mesh(tuple(sizes), AXES, axis_types=auto)
     return jax.sharding.Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=auto)
+
+
+def _named(sizes: list[int]) -> dict[str, int]:
+    return dict(zip(AXES, sizes, strict=True))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from cm3jax.config import fingerprint
+from cm3jax.config import build, fingerprint
 from cm3jax.data.loader import LoaderConfig, batches
 from cm3jax.data.rng import Purpose, generator
 from cm3jax.data.sources.open import open_source
@@ -21,6 +22,7 @@ from cm3jax.models.reader import Reader, ReaderConfig
 from cm3jax.optim import OptimConfig, apply_gradients, decay_mask, fresh_state, make_optimizer, opt_state_specs
 from cm3jax.parallel.specs import weight_specs
 from cm3jax.perf.traced import forward_flops
+from cm3jax.reliability.checkpoint import load_params, read_run_config
 from cm3jax.state import TrainState
 from cm3jax.tasks.task import Batch, Metrics
 from cm3jax.tokens.document import Image
@@ -208,3 +210,14 @@ def _blurred(images: Float[Array, "B S S 3"], axis: int) -> Float[Array, "B S S 
     padded, size = jnp.pad(images, pad, mode="edge"), images.shape[axis]
     taps = [jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(5)]
     return (taps[0] + 4 * taps[1] + 6 * taps[2] + 4 * taps[3] + taps[4]) / 16
+
+
+def load_reader(run: Path, step: int | None = None) -> Reader:
+    """The reader of a `reader` run, at its newest checkpoint or at `step`.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    model = build(ReaderConfig, read_run_config(run)["reader"]["model"], "reader.model.")
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Reader(model, nnx.Rngs(0))))
+    return nnx.merge(graphdef, load_params(Path(run) / "checkpoints", step=step)[1])

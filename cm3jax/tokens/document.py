@@ -48,6 +48,16 @@ class DocumentError(ValueError):
     """A document that has no ids, or ids that are no document."""
 
 
+def texts(document: Document) -> list[str]:
+    """Its texts, in order."""
+    return [segment.text for segment in document.segments if isinstance(segment, Text)]
+
+
+def pictures(document: Document) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """The pixels of its images, in order; images that are known by their codes alone are left out."""
+    return [s.pixels for s in document.segments if isinstance(s, Image) and s.pixels is not None]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenizedDocument:
     """A document as ids: its segments with `<break>` between them.

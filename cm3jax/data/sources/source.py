@@ -1,6 +1,8 @@
 """What every source of documents offers, and how it refuses a broken one."""
 
 import enum
+import itertools
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -71,3 +73,16 @@ def check_index(index: int, length: int) -> None:
     """Raises IndexError unless 0 <= index < length (what ends a plain `for document in source`)."""
     if not 0 <= index < length:
         raise IndexError(f"document {index} of {length}")
+
+
+def usable(source: Source, count: int | None = None) -> Iterator[Document]:
+    """The first `count` documents (all if None) that are not broken, in order."""
+
+    def good() -> Iterator[Document]:
+        for index in range(len(source)):
+            try:
+                yield source[index]
+            except RejectError:
+                continue
+
+    return itertools.islice(good(), count)

@@ -1,0 +1,158 @@
+"""The whole path at a small size: from pictures and captions to generated pictures and captions and a report.
+
+Each stage is the same call that a large run makes: text tokenizer, image tokenizer (VQGAN), records, decoder, attribute
+reader, study, report. A finished stage is skipped when the quickstart is given the same work directory again, and an
+interrupted one goes on where it stopped.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from cm3jax.config import to_dict
+from cm3jax.data.image_tokenizer import load_image_tokenizer
+from cm3jax.data.sources.open import open_source
+from cm3jax.data.sources.source import Source, usable
+from cm3jax.data.tokenize import tokenize_source
+from cm3jax.evals.study import Models, StudyConfig, study
+from cm3jax.evals.study_report import write_report
+from cm3jax.generate.text_image import TextImageModel
+from cm3jax.loop import evaluate_untrained
+from cm3jax.metrics import last_evaluation
+from cm3jax.stages import Stages
+from cm3jax.tasks.lm import DatasetConfig
+from cm3jax.tasks.reader import load_reader
+from cm3jax.tokens.document import texts
+from cm3jax.tokens.text import TextTokenizer, train_text_tokenizer
+from cm3jax.tokens.vocabulary import Vocabulary
+from cm3jax.train import Config, make_task, train
+
+EMBEDDED = "scenes"
+Split = Literal["train", "valid"]
+SPLITS: tuple[Split, ...] = ("train", "valid")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartConfig:
+    """Sizes of every stage. Sources and paths inside the runs are filled in by the quickstart.
+
+    Attributes:
+      train_documents, valid_documents: of the embedded data set; another source brings what it has.
+      text_documents: how many training documents the text tokenizer learns from.
+      reader: of the attributes of scenes; not trained for another source.
+    """
+
+    train_documents: int
+    valid_documents: int
+    text_documents: int
+    vocabulary: Vocabulary
+    vqgan: Config
+    lm: Config
+    reader: Config
+    study: StudyConfig
+    max_reject_share: float = 0.01
+
+
+def quickstart(config: QuickstartConfig, source: str, workdir: Path) -> Path:
+    """Runs every stage that is not done yet and returns the path of the report.
+
+    Args:
+      source: anything `open_source` takes. The embedded data set, "scenes", alone has the truth that attribute
+        accuracies need.
+    """
+    job = _Quickstart(config, source, Path(workdir).resolve())
+    stages = Stages(job.workdir)
+    stages.run("text_tokenizer", [source, *job.specs.values(), config.vocabulary.text_size], job.text_tokenizer)
+    stages.run("image_tokenizer", _decides(job.vqgan), lambda folder: _train(job.vqgan, folder))
+    stages.run("records", [to_dict(config.vocabulary), config.max_reject_share], job.records)
+    stages.run("decoder", _decides(job.lm), lambda folder: _train(job.lm, folder))
+    if job.embedded:
+        stages.run("reader", _decides(job.reader), lambda folder: _train(job.reader, folder))
+    stages.run("study", to_dict(config.study), job.study)
+    write_report(stages.records, job.workdir, source, config)
+    return job.workdir / "report.html"
+
+
+class _Quickstart:
+    """What each stage does, with the sources and paths of one work directory."""
+
+    def __init__(self, config: QuickstartConfig, source: str, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.embedded = source == EMBEDDED
+        self.specs = {split: self._spec(source, split) for split in SPLITS}
+        folder = {name: str(workdir / name) for name in ("image_tokenizer", "text_tokenizer", "records")}
+        self.text_model = Path(folder["text_tokenizer"]) / "text.model"
+        assert config.vqgan.vqgan and config.lm.lm and config.reader.reader
+        images = dataclasses.replace(config.vqgan.vqgan.data, source=self.specs["train"], valid=self.specs["valid"])
+        self.vqgan = dataclasses.replace(config.vqgan, vqgan=dataclasses.replace(config.vqgan.vqgan, data=images))
+        lm = dataclasses.replace(
+            config.lm.lm,
+            train=(DatasetConfig(f"{folder['records']}/train"),),
+            valid=(DatasetConfig(f"{folder['records']}/valid"),),
+            image_tokenizer=folder["image_tokenizer"],
+            text_tokenizer=str(self.text_model),
+        )
+        self.lm = dataclasses.replace(config.lm, lm=lm)
+        reader = dataclasses.replace(config.reader.reader, source=self.specs["train"], valid=self.specs["valid"])
+        self.reader = dataclasses.replace(config.reader, reader=reader)
+
+    def _spec(self, source: str, split: Split) -> str:
+        if source != EMBEDDED:
+            return source
+        count = getattr(self.config, f"{split}_documents")
+        assert self.config.vqgan.vqgan
+        return f"{EMBEDDED}:split={split},count={count},size={self.config.vqgan.vqgan.model.resolution},seed=0"
+
+    def open(self, split: Split) -> Source:
+        return open_source(self.specs[split], split=split)
+
+    def text_tokenizer(self, folder: Path) -> dict[str, Any]:
+        documents = usable(self.open("train"), self.config.text_documents)
+        lines = (text for document in documents for text in texts(document))
+        tokenizer = train_text_tokenizer(lines, self.config.vocabulary.text_size, self.text_model)
+        return {"pieces": tokenizer.size}
+
+    def records(self, folder: Path) -> dict[str, Any]:
+        images = load_image_tokenizer(self.workdir / "image_tokenizer")
+        numbers = {}
+        for split in SPLITS:
+            manifest = tokenize_source(
+                self.open(split),
+                folder / split,
+                split,
+                images.encode,
+                TextTokenizer.load(self.text_model),
+                self.config.vocabulary,
+                images.config.resolution,
+                image_tokens=images.image_tokens,
+                image_tokenizer=images.fingerprint,
+                max_reject_share=self.config.max_reject_share,
+            )
+            numbers[split] = {name: getattr(manifest, name) for name in ("records", "tokens", "rejects")}
+        return numbers
+
+    def study(self, folder: Path) -> dict[str, Any]:
+        run = self.workdir / "decoder"
+        trained = TextImageModel.load(run)
+        models = Models(
+            trained=trained,
+            untrained=trained.untrained(),
+            image_tokenizer=trained.image_tokenizer,
+            reader=load_reader(self.workdir / "reader") if self.embedded else None,
+        )
+        documents = list(usable(self.open("valid"), self.config.study.documents))
+        return study(models, documents, self.config.study, folder)
+
+
+def _decides(config: Config) -> dict[str, Any]:
+    """What of a run's configuration decides its result: not where and how often it logs or saves."""
+    values = to_dict(config)
+    values["run"] = {"steps": config.run.steps}
+    return values
+
+
+def _train(config: Config, folder: Path) -> dict[str, Any]:
+    """Trains, and evaluates the untrained model beside it."""
+    untrained = evaluate_untrained(make_task(config), config.run, config.seed)
+    train(config, folder)
+    return {"trained": last_evaluation(folder / "metrics.jsonl"), "untrained": untrained}
