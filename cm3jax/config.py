@@ -27,7 +27,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
       ConfigError: unknown or missing key, or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
@@ -65,7 +65,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         if value not in args:
             raise ConfigError(f"config {path}: {value!r} is not one of {', '.join(map(repr, args))}")
         return value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
             return value
         if not isinstance(value, Mapping) and not hasattr(value, "items"):

@@ -114,7 +114,7 @@ class _Quickstart:
 
     def records(self, folder: Path) -> dict[str, Any]:
         images = load_image_tokenizer(self.workdir / "image_tokenizer")
-        numbers = {}
+        numbers: dict[str, Any] = {}
         for split in SPLITS:
             manifest = tokenize_source(
                 self.open(split),

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Int
 
 
 @jax.tree_util.register_dataclass
@@ -12,19 +11,21 @@ from jaxtyping import Array, Int
 class TrainState:
     """Plain pytree; `params` and the rest are nested dicts, so a checkpoint depends on no library's classes.
 
+    The same structure describes its own layout, with a partition spec in the place of each array.
+
     Attributes:
-      step: updates attempted so far; also the data position (batch `step` comes next).
+      step: int32 []; updates attempted so far, and the data position: batch `step` comes next.
       params: trainable weights, fp32.
       opt_state: optax state(s).
       extra: what a task keeps beside the weights (EMA, codebook usage), `{}` if nothing.
-      skipped: updates dropped because they were not finite.
+      skipped: int32 []; updates dropped because they were not finite.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     opt_state: Any
     extra: Any
-    skipped: Int[Array, ""]
+    skipped: Any
 
     def replace(self, **changes: Any) -> "TrainState":
         return dataclasses.replace(self, **changes)

@@ -73,7 +73,7 @@ def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
 
 def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
+        found: dict[str, tuple[Any, Any]] = {}
         for key in sorted(old.keys() | new.keys()):
             found |= _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         return found

@@ -1,7 +1,7 @@
 """Documents of a source as records: reading and checking in threads, pictures encoded in batches."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Int, UInt8

@@ -81,7 +81,7 @@ def study(models: Models, documents: Sequence[Document], config: StudyConfig, fo
     wanted = [document.meta["attributes"] for document in documents]
     seen = {"true pictures": originals, "reconstructions": reconstructions}
     seen |= {f"text to image, {name}": images for name, images in drawn.items()}
-    told = {name: read(models.reader, images) for name, images in seen.items()}
+    told = {name: read(models.reader, list(images)) for name, images in seen.items()}
     told |= {f"caption, {name}": [parse_caption(line) for line in lines] for name, lines in written.items()}
     shares = {name: score(answers, wanted) for name, answers in told.items()} | {"chance": chance(wanted)}
     answers = sum(len(attributes) for attributes in wanted)

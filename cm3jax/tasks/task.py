@@ -14,11 +14,25 @@ Metrics = dict[str, jax.Array]
 class Task(Protocol):
     """What the loop needs to know of a task; a task owns its model, its loss, its data and its evaluation."""
 
-    examples: Examples  # training examples by index, each a pure function of it
-    batch_size: int  # examples in a global batch; batch i holds examples i * batch_size ...
-    unit: str  # what throughput counts: "tokens" (lm), "images" (vqgan)
-    units_per_batch: int  # how many of them a global batch holds
-    flops_per_batch: float  # model FLOPs of forward + backward for one global batch, by the task's formula
+    @property
+    def examples(self) -> Examples:
+        """Training examples by index, each a pure function of it."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a global batch; batch i holds examples `i * batch_size` and on."""
+
+    @property
+    def unit(self) -> str:
+        """What throughput counts: "tokens" (lm), "images" (vqgan)."""
+
+    @property
+    def units_per_batch(self) -> int:
+        """How many of them a global batch holds."""
+
+    @property
+    def flops_per_batch(self) -> float:
+        """Model FLOPs of forward + backward for one global batch, by the task's formula."""
 
     def init(self, key: jax.Array) -> TrainState:
         """Fresh state; pure, run under `jit` so that arrays are born sharded."""
