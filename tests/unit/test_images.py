@@ -96,8 +96,9 @@ def test_random_crops_reach_both_ends_and_flips_are_half():
     assert max(square.max() for square in squares) > 245
 
 
-def test_a_picture_of_extreme_shape_stays_small():
-    examples = ImageExamples(Pictures([(2, 4000)]), ImageConfig(SIZE), seed=0)
+@pytest.mark.parametrize("shape", [(2, 4000), (4000, 2)])
+def test_a_picture_of_extreme_shape_stays_small(shape):
+    examples = ImageExamples(Pictures([shape]), ImageConfig(SIZE), seed=0)
     examples[0]
     assert examples._cached_bytes == SIZE * images.MAX_ASPECT * SIZE * 3
 

@@ -103,6 +103,21 @@ def test_the_same_sequence_of_two_epochs_differs(sequences):
     assert not np.array_equal(sequences[0]["tokens"], sequences[size]["tokens"])
 
 
+class Copies(Captions):
+    """Every record the same, so that sequences differ by their spans alone."""
+
+    def __getitem__(self, i):
+        return super().__getitem__(0)
+
+
+def test_spans_are_drawn_anew_for_each_sequence_and_epoch(tiny_vocabulary):
+    mixture = Mixture([(Copies(np.full(20, 44), tiny_vocabulary), 1.0)])  # one framed record fills a sequence
+    sequences = Sequences(Plans(mixture, PlanConfig(LENGTH, "whole", "fim"), 0), CM3Config(whole_segment=0.0))
+    epochs = [[sequences[i]["tokens"].tobytes() for i in range(e * 20, e * 20 + 20)] for e in (0, 1)]
+    assert len(set(epochs[0])) > 10
+    assert sum(a == b for a, b in zip(*epochs, strict=True)) < 5
+
+
 def test_a_record_that_changed_since_the_plan_is_an_error(sequences):
     plan = sequences.plans.epoch(0)
     record = int(plan.pieces_of(0)["record"][0])

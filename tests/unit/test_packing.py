@@ -18,10 +18,9 @@ def make_samples(documents_per_sample: list[int]) -> Samples:
 @st.composite
 def packing_problems(draw):
     samples = make_samples(draw(st.lists(st.integers(1, 4), min_size=1, max_size=20)))
-    total = len(samples.records)
-    lengths = np.array(draw(st.lists(st.integers(0, 30), min_size=total, max_size=total)), np.int32)
-    spans = np.array(draw(st.lists(st.integers(0, 2), min_size=200, max_size=200)))
-    return samples, lengths, draw(st.integers(12, 60)), spans
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    lengths = rng.integers(0, 31, len(samples.records), np.int32)
+    return samples, lengths, draw(st.integers(12, 60)), rng.integers(0, 3, 500)
 
 
 def test_a_sample_of_three_documents_is_framed_as_in_the_paper(tiny_vocabulary):
@@ -93,6 +92,13 @@ def test_whole_fills_best_fit_and_gives_up_spans_only_where_a_sample_needs_the_r
         (2, 4): 2,
         (1,): 2,
     }
+
+
+def test_whole_puts_a_sample_where_it_leaves_the_least_room():
+    samples = make_samples([1] * 3)
+    documents = frame_samples(samples, np.array([60, 70, 18]))
+    plan = pack_whole(samples, documents, 100, np.zeros(3, int), np.random.default_rng(0))
+    assert sorted(plan.pieces_of(i)["record"].tolist() for i in range(len(plan))) == [[0], [1, 2]]
 
 
 def test_whole_does_not_leave_the_sequences_in_order_of_length():

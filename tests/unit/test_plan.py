@@ -63,6 +63,14 @@ def test_repeats_are_exact_and_their_random_part_changes_with_the_epoch():
     assert not np.array_equal(epochs[1], epoch_samples([40, 20, 9], [1.0, 2.25, 0.0], 8, 1).records)
 
 
+def test_samples_are_shuffled_over_all_data_sets():
+    orders = [epoch_samples([500, 500], [1.0, 1.0], 0, epoch).records for epoch in (0, 1)]
+    for records in orders:
+        assert np.array_equal(np.sort(records), np.arange(1000))
+        assert abs(np.corrcoef(records, np.arange(1000))[0, 1]) < 0.15  # 4.7 standard deviations
+    assert not np.array_equal(*orders)
+
+
 def test_neighbours_stand_before_their_query():
     samples = epoch_samples([10], [1.0], 0, 0, TwoBefore())
     rows = [samples.records[a:b].tolist() for a, b in zip(samples.offsets[:-1], samples.offsets[1:], strict=True)]
