@@ -80,9 +80,7 @@ def cm3leon(
     )
 
 
-def opt(
-    d_model: int, n_layers: int, n_heads: int, vocab_size: int = 50_272, max_len: int = 2048
-) -> TransformerConfig:
+def opt(d_model: int, n_layers: int, n_heads: int, vocab_size: int = 50_272, max_len: int = 2048) -> TransformerConfig:
     """OPT (arXiv 2205.01068), without its dropout and without the two unused rows of its position table."""
     return dataclasses.replace(
         cm3leon(d_model, n_layers, n_heads, vocab_size, max_len), norm="layernorm", bias=True, position_std=0.006

@@ -79,9 +79,7 @@ def test_a_later_token_does_not_change_an_earlier_hidden_state(config):
 
 def decoder(config: TransformerConfig):
     graphdef, params = noisy_params(config)
-    return jax.jit(
-        lambda cache, tokens, positions: nnx.merge(graphdef, params).decode(tokens, cache, positions)
-    )
+    return jax.jit(lambda cache, tokens, positions: nnx.merge(graphdef, params).decode(tokens, cache, positions))
 
 
 def test_decoding_with_a_cache_equals_the_full_forward(config):
