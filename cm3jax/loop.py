@@ -80,8 +80,13 @@ def evaluate_untrained(task: Task, config: RunConfig, seed: int) -> dict[str, fl
     """What `task.evaluate` says of the state that training starts from."""
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        init = jax.jit(task.init, out_shardings=shardings(mesh, task.state_specs()))
-        return task.evaluate(init(jax.random.key(seed)))
+        return task.evaluate(_init(task, shardings(mesh, task.state_specs()), seed))
+
+
+def _init(task: Task, layout: Any, seed: int) -> TrainState:
+    # Runs once, and on a CPU the last optimisations of a hundred random draws take minutes to compile.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(task.init, out_shardings=layout, compiler_options=options)(jax.random.key(seed))
 
 
 def _restore_or_init(
@@ -95,7 +100,7 @@ def _restore_or_init(
     )
     restored = checkpoints.restore_newest(abstract)
     if restored is None:
-        return jax.jit(task.init, out_shardings=layout)(jax.random.key(seed)), Clock()
+        return _init(task, layout, seed), Clock()
     step, state = restored
     note = checkpoints.note(step)
     if note["data"] != task.data_fingerprint():

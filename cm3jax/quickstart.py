@@ -69,7 +69,7 @@ def quickstart(config: QuickstartConfig, source: str, workdir: Path) -> Path:
     if job.embedded:
         stages.run("reader", _decides(job.reader), lambda folder: _train(job.reader, folder))
     stages.run("study", to_dict(config.study), job.study)
-    write_report(stages.records, job.workdir, source, config)
+    write_report(stages.records, job.workdir, source, to_dict(config))
     return job.workdir / "report.html"
 
 

@@ -18,9 +18,10 @@ from cm3jax.evals.attributes import chance, read, score, wilson
 from cm3jax.files import write_atomic
 from cm3jax.generate.sampler import SamplingConfig
 from cm3jax.generate.text_image import TextImageModel
+from cm3jax.losses import psnr
 from cm3jax.models.reader import Reader
 from cm3jax.tokens.document import Document, pictures, texts
-from cm3jax.tokens.image import fit
+from cm3jax.tokens.image import fit, to_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ def study(models: Models, documents: Sequence[Document], config: StudyConfig, fo
     """Generates, reads, scores; writes `pictures.npz` and `texts.json` for the report into `folder`.
 
     Returns:
-      Attribute accuracies by name, each with its 95 % interval over all answers; empty without a reader.
+      `psnr_of_mean_picture` in dB, and with a reader `attributes`: for each row of the report the accuracies by name,
+      their mean, and the mean's 95 % interval over all answers.
     """
     size = models.image_tokenizer.config.resolution
     captions = ["\n".join(texts(document)) for document in documents]
@@ -72,12 +74,15 @@ def study(models: Models, documents: Sequence[Document], config: StudyConfig, fo
         folder / "pictures.npz",
         originals=originals[:shown],
         reconstructions=reconstructions[:shown],
-        **{name: images[:shown] for name, images in drawn.items()},
+        trained=drawn["trained"][:shown],
+        untrained=drawn["untrained"][:shown],
     )
     texts = {"captions": captions[:shown], **{name: lines[:shown] for name, lines in written.items()}}
     write_atomic(folder / "texts.json", json.dumps(texts, indent=2).encode())
+    average = np.broadcast_to(originals.mean(axis=0).round().astype(np.uint8), originals.shape)
+    numbers: dict[str, Any] = {"psnr_of_mean_picture": float(np.mean(psnr(to_float(average), to_float(originals))))}
     if models.reader is None:
-        return {}
+        return numbers
     wanted = [document.meta["attributes"] for document in documents]
     seen = {"true pictures": originals, "reconstructions": reconstructions}
     seen |= {f"text to image, {name}": images for name, images in drawn.items()}
@@ -85,6 +90,7 @@ def study(models: Models, documents: Sequence[Document], config: StudyConfig, fo
     told |= {f"caption, {name}": [parse_caption(line) for line in lines] for name, lines in written.items()}
     shares = {name: score(answers, wanted) for name, answers in told.items()} | {"chance": chance(wanted)}
     answers = sum(len(attributes) for attributes in wanted)
-    return {
+    numbers["attributes"] = {
         name: values | {"interval": wilson(round(values["mean"] * answers), answers)} for name, values in shares.items()
     }
+    return numbers

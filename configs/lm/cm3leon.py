@@ -39,6 +39,8 @@ def get_config(size: str = "350m") -> ConfigDict:
                 "valid": ({"path": "records/valid"},),
                 "image_tokenizer": "runs/vqgan",
                 "text_tokenizer": "text.model",
+                "plan": {"length": 4096, "packing": "cut", "spans": "paper"},
+                "cm3": {"whole_segment": 0.5},
                 "batch_size": 2048,
                 "optim": {"learning_rate": values["learning_rate"], "warmup_steps": 1500},
             },
