@@ -116,6 +116,23 @@ class Adversary:
     gradients: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """One forward and backward pass.
+
+    Attributes:
+      gradients: of each network's loss at its weights, as `TrainState.params`.
+      latents: the encoder's outputs.
+      codes: that the latents were given.
+      metrics: the losses.
+    """
+
+    gradients: Any
+    latents: Float[Array, "B h w E"]
+    codes: Int[Array, "B h w"]
+    metrics: Metrics
+
+
 class VQGANTask:
     """Implements `tasks.task.Task`.
 
@@ -149,7 +166,8 @@ class VQGANTask:
             name: nnx.to_pure_dict(nnx.state(build(nnx.Rngs(k))))
             for k, (name, build) in zip(keys, _networks(self.config).items(), strict=True)
         }
-        idle = jnp.zeros(self.config.model.codes, jnp.int32)
+        # Codes start as overdue: all that the first batch does not choose are moved onto the encoder's outputs.
+        idle = jnp.full(self.config.model.codes, self.config.revive_after, jnp.int32)
         # A copy: the step is given the whole state to overwrite, and may not be given one buffer twice.
         extra = {"ema": jax.tree.map(jnp.copy, params["generator"]), "idle": idle}
         return fresh_state(params, self._optimizer.init(params), extra)
@@ -166,7 +184,16 @@ class VQGANTask:
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update of generator and discriminator, both from the generator's present reconstructions."""
-        images, loss = to_signed(batch["image"]), self.config.loss
+        found = self.gradients(state, to_signed(batch["image"]))
+        state, update = apply_gradients(self._optimizer, state, found.gradients)
+        state, moved = self._maintain(state, found)
+        counts = code_counts(found.codes, self.config.model.codes)
+        usage = {"codebook_perplexity": perplexity(counts), "codebook_usage": usage_share(counts), "revived": moved}
+        return state, found.metrics | usage | update
+
+    def gradients(self, state: TrainState, images: Images) -> Gradients:
+        """Gradients of both networks' losses at `state.params`, for images in [-1, 1]."""
+        loss = self.config.loss
         (reconstructions, codebook_loss), backward, (latents, codes) = jax.vjp(
             lambda params: self._reconstruct(params, images), state.params["generator"], has_aux=True
         )
@@ -187,11 +214,7 @@ class VQGANTask:
                 "adversarial_weight": weight * (state.step >= loss.disc_start),
             }
         (gradients["generator"],) = backward((pull, loss.codebook_weight))
-        state, update = apply_gradients(self._optimizer, state, gradients)
-        state, moved = self._maintain(state, latents, codes)
-        counts = code_counts(codes, self.config.model.codes)
-        metrics |= {"codebook_perplexity": perplexity(counts), "codebook_usage": usage_share(counts), "revived": moved}
-        return state, metrics | update
+        return Gradients(gradients, latents, codes, metrics)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Averaged generator on the validation pictures: L1, PSNR, codebook perplexity and usage, LPIPS if given."""
@@ -241,9 +264,7 @@ class VQGANTask:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(active))
         return jax.lax.cond(state.step >= self.config.loss.disc_start, active, lambda: zeros)
 
-    def _maintain(
-        self, state: TrainState, latents: Float[Array, "B h w E"], codes: Int[Array, "B h w"]
-    ) -> tuple[TrainState, Float[Array, ""]]:
+    def _maintain(self, state: TrainState, found: Gradients) -> tuple[TrainState, Float[Array, ""]]:
         """Averages the generator and moves dead codes, in the average too; returns how many were moved."""
         generator, size = state.params["generator"], self.config.model.codes
         decay = jnp.minimum(self.config.ema_decay, (1 + state.step) / (10 + state.step))
@@ -251,8 +272,8 @@ class VQGANTask:
         moved = revive(
             generator["quantize"]["embedding"],
             state.extra["idle"],
-            code_counts(codes, size),
-            latents,
+            code_counts(found.codes, size),
+            found.latents,
             jax.random.fold_in(jax.random.key(self.seed), state.step),
             self.config.revive_after,
         )
