@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from cm3jax.data.image_tokenizer import ImageTokenizer
 from cm3jax.data.scenes.language import parse_caption
@@ -60,7 +62,7 @@ def study(models: Models, documents: Sequence[Document], config: StudyConfig, fo
       their mean, and the mean's 95 % interval over all answers.
     """
     size = models.image_tokenizer.config.resolution
-    captions = ["\n".join(texts(document)) for document in documents]
+    captions = [texts(document)[0] for document in documents]
     originals = np.stack([fit(pictures(document)[0], size) for document in documents])
     seeds = [config.seed + i for i in range(len(documents))]
     codes = models.image_tokenizer.encode(originals)
@@ -77,10 +79,10 @@ def study(models: Models, documents: Sequence[Document], config: StudyConfig, fo
         trained=drawn["trained"][:shown],
         untrained=drawn["untrained"][:shown],
     )
-    texts = {"captions": captions[:shown], **{name: lines[:shown] for name, lines in written.items()}}
-    write_atomic(folder / "texts.json", json.dumps(texts, indent=2).encode())
+    shown_texts = {"captions": captions[:shown], **{name: lines[:shown] for name, lines in written.items()}}
+    write_atomic(folder / "texts.json", json.dumps(shown_texts, indent=2).encode())
     average = np.broadcast_to(originals.mean(axis=0).round().astype(np.uint8), originals.shape)
-    numbers: dict[str, Any] = {"psnr_of_mean_picture": float(np.mean(psnr(to_float(average), to_float(originals))))}
+    numbers: dict[str, Any] = {"psnr_of_mean_picture": _mean_psnr(average, originals)}
     if models.reader is None:
         return numbers
     wanted = [document.meta["attributes"] for document in documents]
@@ -94,3 +96,7 @@ def study(models: Models, documents: Sequence[Document], config: StudyConfig, fo
         name: values | {"interval": wilson(round(values["mean"] * answers), answers)} for name, values in shares.items()
     }
     return numbers
+
+
+def _mean_psnr(images: UInt8[np.ndarray, "N H W 3"], originals: UInt8[np.ndarray, "N H W 3"]) -> float:
+    return float(jnp.mean(psnr(jnp.asarray(to_float(images)), jnp.asarray(to_float(originals)))))

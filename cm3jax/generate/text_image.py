@@ -92,7 +92,8 @@ class TextImageModel:
     ) -> list[str]:
         """One caption for each picture, given as its codes: the infill of a masked text, as in pre-training."""
         prompts = [infill.caption(self.vocabulary, row) for row in codes.tolist()]
-        written = self._generator().generate_text(prompts, sampling, seeds, LONGEST_CAPTION)
+        room = self.config.max_len - max((len(prompt) for prompt in prompts), default=0)
+        written = self._generator().generate_text(prompts, sampling, seeds, min(LONGEST_CAPTION, room))
         return [self.text_tokenizer.decode(self._known(ids)) for ids in written]
 
     def _ids(self, text: str) -> list[int]:
