@@ -6,6 +6,7 @@ interrupted one goes on where it stopped.
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +141,8 @@ class _Quickstart:
             image_tokenizer=trained.image_tokenizer,
             reader=load_reader(self.workdir / "reader") if self.embedded else None,
         )
-        documents = list(usable(self.open("valid"), self.config.study.documents))
+        fitting = (document for document in usable(self.open("valid")) if trained.fits(texts(document)[0]))
+        documents = list(itertools.islice(fitting, self.config.study.documents))
         return study(models, documents, self.config.study, folder)
 
 

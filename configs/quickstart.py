@@ -59,7 +59,7 @@ SIZES = {
             "d_model": 32,
             "n_layers": 2,
             "n_heads": 2,
-            "length": 128,
+            "length": 192,
             "steps": 6,
             "batch_size": 4,
             "learning_rate": 2e-3,

@@ -87,6 +87,11 @@ class TextImageModel:
             weights = classifier_free(guidance)
         return self.image_tokenizer.decode(self._generator().generate_images(streams, weights, sampling, seeds))
 
+    def fits(self, caption: str) -> bool:
+        """Whether a picture can be drawn from this caption within the decoder's length."""
+        prompt = infill.text_to_image(self.vocabulary, self._ids(caption))
+        return len(prompt) + self.image_tokenizer.image_tokens <= self.config.max_len
+
     def captions(
         self, codes: Int[np.ndarray, "N image_tokens"], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> list[str]:
