@@ -36,19 +36,17 @@ class ReaderTaskConfig:
       source, valid: as `data.sources.open.open_source` takes; pictures of the model's size.
       blur: the greatest share of a picture that is replaced by its blurred self in training.
       noise: the greatest standard deviation of the noise added in training, pixels in [-1, 1].
-      smoothing: probability that the loss spreads over all values.
     """
 
     model: ReaderConfig
     source: str
     valid: str
     optim: OptimConfig = OptimConfig(
-        learning_rate=2e-3, warmup_steps=20, decay="cosine", final_ratio=0.01, weight_decay=0.05
+        learning_rate=4e-3, warmup_steps=30, b2=0.98, decay="cosine", final_ratio=0.01, weight_decay=0.05
     )
-    batch_size: int = 64
-    blur: float = 1.0
-    noise: float = 0.15
-    smoothing: float = 0.05
+    batch_size: int = 32
+    blur: float = 0.5
+    noise: float = 0.1
 
 
 class ReaderExamples:
@@ -175,10 +173,10 @@ class ReaderTask:
         return nnx.merge(self._graphdef, params)(images)
 
     def _loss(self, logits: tuple[Float[Array, "B classes"], ...], wanted: Int[Array, "B A"]) -> Float[Array, ""]:
-        losses = []
-        for column, scores in enumerate(logits):
-            spread = optax.smooth_labels(jax.nn.one_hot(wanted[:, column], scores.shape[-1]), self.config.smoothing)
-            losses.append(optax.softmax_cross_entropy(scores, spread).mean())
+        losses = [
+            optax.softmax_cross_entropy_with_integer_labels(scores, wanted[:, column]).mean()
+            for column, scores in enumerate(logits)
+        ]
         return jnp.stack(losses).sum()
 
     def _correct(self, params: Any, batch: Batch) -> Float[Array, "B A"]:

@@ -37,8 +37,10 @@ def test_one_head_per_attribute():
 
 
 def test_bad_configs_are_named():
-    with pytest.raises(ValueError, match="reader image_size: 40, expected a multiple of 16"):
-        dataclasses.replace(SMALL, image_size=40)
+    with pytest.raises(ValueError, match="reader image_size: 44, expected a multiple of 8"):
+        dataclasses.replace(SMALL, image_size=44)
+    with pytest.raises(ValueError, match="reader channels: 5, expected an even number"):
+        dataclasses.replace(SMALL, channels=5)
     with pytest.raises(ValueError, match="reader attributes"):
         dataclasses.replace(SMALL, attributes=(("color", ("red",)),))
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 
-from cm3jax.data.scenes.shapes import RGB, Pen, mix
+from cm3jax.data.scenes.shapes import RGB, Pen
 from cm3jax.data.scenes.subjects import BLACK, BROWN, WHITE, Anchors
 
 STRAW: RGB = (232, 196, 104)
 NEON: RGB = (255, 0, 200)
 GLINT: RGB = (0, 255, 220)
-STEEL: RGB = (206, 222, 234)
+STEEL: RGB = (196, 226, 248)
+INDIGO: RGB = (84, 40, 150)
+LIME: RGB = (160, 240, 50)
 GOLD: RGB = (236, 180, 40)
 TEAL: RGB = (0, 168, 160)
 CREAM: RGB = (255, 244, 200)
@@ -16,9 +18,9 @@ CREAM: RGB = (255, 244, 200)
 
 def _straw_hat(pen: Pen, at: Anchors) -> None:
     x, y, w = at.head
-    pen.polygon([(x - w * 0.42, y), (x - w * 0.30, y + 0.24), (x + w * 0.30, y + 0.24), (x + w * 0.42, y)], STRAW)
-    pen.ellipse((x, y), (w * 0.85, 0.07), STRAW)
-    pen.stroke([(x - w * 0.36, y + 0.08), (x + w * 0.36, y + 0.08)], 0.06, (150, 40, 40), outlined=False)
+    pen.polygon([(x - w * 0.46, y), (x - w * 0.34, y + 0.27), (x + w * 0.34, y + 0.27), (x + w * 0.46, y)], STRAW)
+    pen.ellipse((x, y), (w * 0.95, 0.085), STRAW)
+    pen.stroke([(x - w * 0.38, y + 0.11), (x + w * 0.38, y + 0.11)], 0.085, INDIGO, outlined=False)
 
 
 def _neon_sunglasses(pen: Pen, at: Anchors) -> None:
@@ -39,18 +41,18 @@ def _neon_sunglasses(pen: Pen, at: Anchors) -> None:
 
 def _stick(pen: Pen, at: Anchors) -> None:
     x, y = at.mouth
-    pen.stroke([(x + 0.16, y), (x + 0.30, y + 0.13)], 0.055, BROWN)
-    pen.stroke([(x - 0.36, y - 0.03), (x + 0.36, y + 0.03)], 0.085, BROWN)
-    pen.stroke([(x - 0.34, y - 0.015), (x + 0.34, y + 0.045)], 0.02, mix(BROWN, WHITE, 0.4), outlined=False)
-    pen.ellipse((x + 0.34, y + 0.17), (0.07, 0.05), (90, 200, 60))
+    pen.stroke([(x + 0.14, y), (x + 0.28, y + 0.16)], 0.06, BROWN)
+    pen.stroke([(x - 0.40, y - 0.03), (x + 0.40, y + 0.03)], 0.11, BROWN)
+    for dx, dy in ((0.24, 0.22), (0.38, 0.18), (0.44, 0.05)):
+        pen.ellipse((x + dx, y + dy), (0.085, 0.065), LIME)
 
 
 def _sword(pen: Pen, at: Anchors) -> None:
     x, y = at.hand
-    pen.stroke([(x - 0.07, y - 0.12), (x, y)], 0.075, BROWN)
-    pen.polygon([(x - 0.02, y + 0.09), (x + 0.09, y + 0.03), (x + 0.38, y + 0.56), (x + 0.36, y + 0.70)], STEEL)
-    pen.stroke([(x + 0.05, y + 0.08), (x + 0.34, y + 0.62)], 0.02, WHITE, outlined=False)
-    pen.stroke([(x - 0.10, y + 0.10), (x + 0.14, y - 0.02)], 0.075, GOLD)
+    pen.stroke([(x - 0.07, y - 0.13), (x, y)], 0.085, BROWN)
+    pen.polygon([(x - 0.05, y + 0.11), (x + 0.11, y + 0.03), (x + 0.40, y + 0.60), (x + 0.38, y + 0.78)], STEEL)
+    pen.stroke([(x + 0.05, y + 0.10), (x + 0.34, y + 0.66)], 0.03, WHITE, outlined=False)
+    pen.stroke([(x - 0.14, y + 0.13), (x + 0.18, y - 0.03)], 0.10, GOLD)
 
 
 def _scarf(pen: Pen, at: Anchors) -> None:
