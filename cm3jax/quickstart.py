@@ -155,6 +155,7 @@ def _decides(config: Config) -> dict[str, Any]:
 
 def _train(config: Config, folder: Path) -> dict[str, Any]:
     """Trains, and evaluates the untrained model beside it."""
-    untrained = evaluate_untrained(make_task(config), config.run, config.seed)
-    train(config, folder)
+    task = make_task(config)
+    untrained = evaluate_untrained(task, config.run, config.seed)
+    train(config, folder, task)
     return {"trained": last_evaluation(folder / "metrics.jsonl"), "untrained": untrained}

@@ -43,8 +43,11 @@ def make_task(config: Config) -> Task:
     return ReaderTask(config.reader, seed=config.seed, steps=config.run.steps)
 
 
-def train(config: Config, workdir: Path) -> TrainState:
+def train(config: Config, workdir: Path, task: Task | None = None) -> TrainState:
     """Runs `config` in `workdir`, from the start or from its newest checkpoint.
+
+    Args:
+      task: what `make_task(config)` gave, for a caller that has it already.
 
     Raises:
       ConfigError: `workdir` holds a run of another configuration.
@@ -55,7 +58,7 @@ def train(config: Config, workdir: Path) -> TrainState:
     if path.exists():
         _check_same_run(read_run_config(workdir), to_dict(config), workdir)
     write_atomic(path, dumps(config).encode())
-    return loop.run(make_task(config), config.run, workdir, seed=config.seed, fingerprint=fingerprint(config))
+    return loop.run(task or make_task(config), config.run, workdir, seed=config.seed, fingerprint=fingerprint(config))
 
 
 def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:

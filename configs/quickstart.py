@@ -25,10 +25,10 @@ SIZES = {
         "vqgan": {
             "preset": "scenes",
             "resolution": 64,
-            "steps": 1_000,
-            "batch_size": 32,
+            "steps": 2_000,
+            "batch_size": 16,
             "learning_rate": 2e-3,
-            "disc_start": 800,
+            "disc_start": 1_600,
         },
         "lm": {
             "d_model": 192,
@@ -39,7 +39,7 @@ SIZES = {
             "batch_size": 12,
             "learning_rate": 2e-3,
         },
-        "reader": {"steps": 400, "channels": 32},
+        "reader": {"steps": 800, "channels": 64},
         "study": {"documents": 128, "shown": 16},
     },
     "tiny": {

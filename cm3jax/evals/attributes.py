@@ -55,14 +55,13 @@ def score(told: Sequence[Attributes], wanted: Sequence[Attributes]) -> dict[str,
     return shares | {"mean": sum(shares.values()) / len(shares)}
 
 
-def chance(wanted: Sequence[Attributes]) -> dict[str, float]:
-    """What always naming the most frequent value scores, for each attribute and in the mean."""
-    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for right in wanted:
-        for name, value in right.items():
-            counts[name][value] += 1
-    most = {name: counter.most_common(1)[0][1] / counter.total() for name, counter in counts.items()}
-    return most | {"mean": sum(most.values()) / len(most)}
+def chance(attributes: Sequence[tuple[str, Sequence[str]]]) -> dict[str, float]:
+    """What naming a value at random scores, for each (name, values) and in the mean.
+
+    Naming the most frequent value of a few hundred answers would look better than it is: it is picked with them in view.
+    """
+    shares = {name: 1 / len(values) for name, values in attributes}
+    return shares | {"mean": sum(shares.values()) / len(shares)}
 
 
 def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:

@@ -90,11 +90,12 @@ def study(models: Models, documents: Sequence[Document], config: StudyConfig, fo
     seen |= {f"text to image, {name}": images for name, images in drawn.items()}
     told = {name: read(models.reader, list(images)) for name, images in seen.items()}
     told |= {f"caption, {name}": [parse_caption(line) for line in lines] for name, lines in written.items()}
-    shares = {name: score(answers, wanted) for name, answers in told.items()} | {"chance": chance(wanted)}
     answers = sum(len(attributes) for attributes in wanted)
-    numbers["attributes"] = {
-        name: values | {"interval": wilson(round(values["mean"] * answers), answers)} for name, values in shares.items()
-    }
+    numbers["attributes"] = {"chance": chance(models.reader.config.attributes)}
+    for name, attributes in told.items():
+        shares = score(attributes, wanted)
+        interval = wilson(round(shares["mean"] * answers), answers)
+        numbers["attributes"][name] = shares | {"interval": interval}
     return numbers
 
 

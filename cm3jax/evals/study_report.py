@@ -14,7 +14,7 @@ COLUMNS = ("trained", "untrained", "chance")
 MEANING = """
 **trained** is the model of this run, **untrained** the same networks with the weights they start from (pictures are
 drawn through the trained image tokenizer), **chance** what one gets without looking: the mean of the pictures
-for PSNR, uniform guessing over the ids for bits, always naming the most frequent value for attributes. All figures are
+for PSNR, uniform guessing over the ids for bits, naming a value at random for attributes. All figures are
 of held-out documents; scenes hold out whole combinations of subject, color and place.
 """
 READER = """
