@@ -58,7 +58,7 @@ def score(told: Sequence[Attributes], wanted: Sequence[Attributes]) -> dict[str,
 def chance(attributes: Sequence[tuple[str, Sequence[str]]]) -> dict[str, float]:
     """What naming a value at random scores, for each (name, values) and in the mean.
 
-    Naming the most frequent value of a few hundred answers would look better than it is: it is picked with them in view.
+    Naming the most frequent of a few hundred answers would seem better than it is: it is picked with them in view.
     """
     shares = {name: 1 / len(values) for name, values in attributes}
     return shares | {"mean": sum(shares.values()) / len(shares)}
