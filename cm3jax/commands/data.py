@@ -1,4 +1,4 @@
-"""`cm3 data`: text tokenizer, records, and a look at them."""
+"""`cm3 data`: the embedded data set, the text tokenizer, records, and a look at them."""
 
 import argparse
 import logging
@@ -17,6 +17,7 @@ from cm3jax.tokens.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 EPILOG = """examples:
+  cm3 data scenes --out data --size 256 --train 5000 --truth
   cm3 data train-text --source scenes:count=20000 --vocab-size 512 --out text.model
   cm3 data tokenize --source coco:captions.json,images --split train --out records/train \\
       --image-tokenizer runs/vqgan --text-tokenizer text.model
@@ -52,6 +53,16 @@ def tokenize(options: argparse.Namespace) -> None:
     logger.info("%s: %d records, %d tokens, %d refused", options.out, *counts)
 
 
+def scenes(options: argparse.Namespace) -> None:
+    from cm3jax.data.scenes.builder import Scenes, ScenesConfig  # drawing and TFDS are not needed by the others
+
+    sizes = {name: getattr(options, name) for name in ("size", "train", "valid", "seed", "truth")}
+    name = "-".join(f"{key}{int(value)}" for key, value in sizes.items())
+    builder = Scenes(data_dir=options.out, config=ScenesConfig(name=name, **sizes))
+    builder.download_and_prepare()
+    print(f"tfds:{builder.data_dir},split=train")
+
+
 def show(options: argparse.Namespace) -> None:
     records = Records(options.records)
     record = records[options.index]
@@ -81,6 +92,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--max-reject-share", type=float, default=0.01, help="more broken documents stop the job")
     command.add_argument("--workers", type=int, default=4, help="threads that read and decode")
     command.set_defaults(function=tokenize)
+
+    command = commands.add_parser("scenes", help="draw the embedded data set to disk", formatter_class=HelpFormatter)
+    command.add_argument("--out", type=Path, required=True, help="TFDS data folder")
+    command.add_argument("--size", type=int, default=64, help="side of the pictures, pixels, 32 to 512")
+    command.add_argument("--train", type=int, default=20_000, help="training documents")
+    command.add_argument("--valid", type=int, default=1_000, help="held-out documents")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--truth", action="store_true", help="with segmentation, depth, edges, boxes, questions, edit")
+    command.set_defaults(function=scenes)
 
     command = commands.add_parser("show", help="print one record", formatter_class=HelpFormatter)
     command.add_argument("--records", type=Path, required=True)

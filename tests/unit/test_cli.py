@@ -1,11 +1,17 @@
+import numpy as np
 import pytest
 
 from cm3jax import cli
+from cm3jax.data.sources.open import open_source
+from cm3jax.data.sources.scenes import ScenesSource
+from cm3jax.tokens.document import pictures, texts
+from cm3jax.tokens.text import TextTokenizer
 
 
 def test_help_lists_every_command(capsys):
     assert cli.main(["--help"]) == 0
-    assert all(name in capsys.readouterr().out for name in cli.COMMANDS)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in cli.COMMANDS)
 
 
 def test_unknown_command_is_refused(capsys):
@@ -21,3 +27,29 @@ def test_every_command_has_help_with_an_example(command, capsys):
         status = stop.code
     assert status == 0
     assert f"cm3 {command}" in capsys.readouterr().out
+
+
+def test_scenes_are_drawn_to_disk_and_opened_as_a_source(tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--size", "32", "--train", "6", "--valid", "2"]
+    assert cli.main(["data", "scenes", *arguments]) == 0
+    spec = capsys.readouterr().out.strip().splitlines()[-1]
+    stored, drawn = open_source(spec), ScenesSource("train", 6, 32)
+    assert len(stored) == 6
+    found = {texts(stored[i])[0]: pictures(stored[i])[0] for i in range(6)}
+    expected = {texts(drawn[i])[0]: pictures(drawn[i])[0] for i in range(6)}
+    assert found.keys() == expected.keys()
+    for caption, picture in expected.items():
+        np.testing.assert_array_equal(found[caption], picture)
+
+
+def test_text_model_and_one_record_from_the_command_line(tmp_path, capsys):
+    model = tmp_path / "text.model"
+    source = "scenes:count=40,size=32"
+    assert cli.main(["data", "train-text", "--source", source, "--vocab-size", "300", "--out", str(model)]) == 0
+    tokenizer = TextTokenizer.load(model)
+    line = "one red dog"
+    assert tokenizer.decode(tokenizer.encode(line)) == line
+    missing = ["--source", source, "--image-tokenizer", str(tmp_path / "none"), "--text-tokenizer", str(model)]
+    assert cli.main(["data", "tokenize", *missing, "--out", str(tmp_path / "records")]) == 2
+    assert "is not a run: it has no config.json" in capsys.readouterr().err
+    assert not (tmp_path / "records").exists()
