@@ -1,7 +1,7 @@
 """Attribute reader: a small convolutional network that tells the attributes of a picture, one softmax each."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,11 @@ class Reader(nnx.Module):
         found = [self.where(x).reshape(x.shape[0], -1), self.anywhere(x).max(axis=(1, 2))]
         x = jax.nn.relu(self.norm(self.hidden(jnp.concatenate(found, axis=-1))))
         return tuple(head(x).astype(jnp.float32) for head in self.heads)
+
+
+def with_params(config: ReaderConfig, params: Any) -> Reader:
+    """The reader of trained parameters, a nested dict as checkpoints hold it."""
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: Reader(config, nnx.Rngs(0)))), params)
 
 
 class _Layer(nnx.Module):

@@ -18,7 +18,7 @@ from cm3jax.data.loader import LoaderConfig, batches
 from cm3jax.data.rng import Purpose, generator
 from cm3jax.data.sources.open import open_source
 from cm3jax.data.sources.source import Reason, RejectError, Source
-from cm3jax.models.reader import Reader, ReaderConfig
+from cm3jax.models.reader import Reader, ReaderConfig, with_params
 from cm3jax.optim import OptimConfig, apply_gradients, decay_mask, fresh_state, make_optimizer, opt_state_specs
 from cm3jax.parallel.specs import weight_specs
 from cm3jax.perf.traced import forward_flops
@@ -217,5 +217,4 @@ def load_reader(run: Path, step: int | None = None) -> Reader:
       CheckpointError: there is none.
     """
     model = build(ReaderConfig, read_run_config(run)["reader"]["model"], "reader.model.")
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Reader(model, nnx.Rngs(0))))
-    return nnx.merge(graphdef, load_params(Path(run) / "checkpoints", step=step)[1])
+    return with_params(model, load_params(Path(run) / "checkpoints", step=step)[1])

@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from cm3jax.data.scenes.space import ATTRIBUTES
 from cm3jax.data.sources.scenes import ScenesSource
 from cm3jax.data.sources.source import RejectError
 from cm3jax.evals.attributes import chance, read, score, wilson
-from cm3jax.models.reader import Reader, ReaderConfig
+from cm3jax.models.reader import Reader, ReaderConfig, with_params
 from cm3jax.optim import OptimConfig
-from cm3jax.tasks.reader import ReaderExamples, ReaderTask, ReaderTaskConfig, degrade, labels
+from cm3jax.state import TrainState
+from cm3jax.tasks import reader as readers
+from cm3jax.tasks.reader import ReaderExamples, ReaderTask, ReaderTaskConfig, labels
 
 SMALL = ReaderConfig(attributes=tuple(ATTRIBUTES.items()), image_size=32, channels=8, hidden=16)
 TASK = ReaderTaskConfig(
@@ -31,8 +32,23 @@ def batch(task: ReaderTask, index: int) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def test_one_head_per_attribute():
-    logits = Reader(SMALL, nnx.Rngs(0))(jnp.zeros((2, 32, 32, 3)))
+@pytest.fixture(scope="module")
+def task() -> ReaderTask:
+    return ReaderTask(TASK, seed=0, steps=40)
+
+
+@pytest.fixture(scope="module")
+def initial(task) -> TrainState:
+    return jax.jit(task.init)(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def reader(initial) -> Reader:
+    return with_params(SMALL, initial.params)
+
+
+def test_one_head_per_attribute(reader):
+    logits = jax.eval_shape(reader, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
     assert [scores.shape for scores in logits] == [(2, len(values)) for values in ATTRIBUTES.values()]
 
 
@@ -45,10 +61,8 @@ def test_bad_configs_are_named():
         dataclasses.replace(SMALL, attributes=(("color", ("red",)),))
 
 
-def test_training_learns_the_training_pictures():
-    task = ReaderTask(TASK, seed=0, steps=40)
-    state, step = task.init(jax.random.key(0)), jax.jit(task.step)
-    losses = []
+def test_training_learns_the_training_pictures(task, initial):
+    state, step, losses = initial, jax.jit(task.step), []
     for i in range(40):
         state, metrics = step(state, batch(task, i))
         losses.append(float(metrics["loss"]))
@@ -56,13 +70,9 @@ def test_training_learns_the_training_pictures():
     assert int(state.step) == 40 and int(state.skipped) == 0
 
 
-def test_evaluation_agrees_with_reading_and_scoring():
-    task = ReaderTask(TASK, seed=0, steps=1)
-    state = task.init(jax.random.key(1))
-    numbers = task.evaluate(state)
+def test_evaluation_agrees_with_reading_and_scoring(task, initial, reader):
+    numbers = task.evaluate(initial)
     source = ScenesSource("valid", 8, 32)
-    reader = Reader(SMALL, nnx.Rngs(0))
-    nnx.update(reader, state.params)
     told = read(reader, [document.segments[1].pixels for document in source], batch_size=3)
     marks = score(told, [document.meta["attributes"] for document in source])
     assert numbers["accuracy"] == pytest.approx(marks["mean"])
@@ -70,10 +80,8 @@ def test_evaluation_agrees_with_reading_and_scoring():
         assert numbers[f"accuracy_{name}"] == pytest.approx(marks[name])
 
 
-def test_specs_have_the_structure_of_the_state():
-    task = ReaderTask(TASK, seed=0, steps=1)
-    state = jax.eval_shape(task.init, jax.random.key(0))
-    specs = task.state_specs()
+def test_specs_have_the_structure_of_the_state(task, initial):
+    state, specs = initial, task.state_specs()
     is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)  # noqa: E731
     assert jax.tree.structure(state) == jax.tree.structure(specs, is_leaf=is_spec)
 
@@ -96,18 +104,18 @@ def test_documents_without_truth_or_of_another_size_are_refused():
 
 
 def test_degrading_blurs_edges_and_keeps_the_mean():
-    checks = jnp.tile(jnp.array([[-1.0, 1.0], [1.0, -1.0]]), (8, 8))[None, :, :, None].repeat(3, -1).repeat(4, 0)
+    checks = np.tile(np.array([[-1, 1], [1, -1]], np.float32), (8, 8))[None, :, :, None].repeat(3, -1).repeat(4, 0)
+    degrade = jax.jit(readers.degrade)
     soft = degrade(checks, jax.random.key(0), blur=1.0, noise=0.0)
     assert np.all(np.abs(np.asarray(soft)).mean((1, 2, 3)) < 1.0)
     np.testing.assert_allclose(np.asarray(soft).mean(), 0.0, atol=1e-6)
     np.testing.assert_array_equal(degrade(checks, jax.random.key(0), blur=0.0, noise=0.0), checks)
-    noisy = degrade(jnp.zeros((64, 32, 32, 3)), jax.random.key(1), blur=0.0, noise=0.3)
+    noisy = degrade(np.zeros((64, 32, 32, 3)), jax.random.key(1), blur=0.0, noise=0.3)
     # Standard deviation u * 0.3 with u uniform: root mean square 0.3 / sqrt(3).
-    assert float(jnp.sqrt(jnp.mean(noisy**2))) == pytest.approx(0.3 / np.sqrt(3), rel=0.15)
+    assert np.sqrt(np.mean(np.square(noisy))) == pytest.approx(0.3 / np.sqrt(3), rel=0.15)
 
 
-def test_reading_fits_pictures_of_other_sizes():
-    reader = Reader(SMALL, nnx.Rngs(0))
+def test_reading_fits_pictures_of_other_sizes(reader):
     small, large = ScenesSource("train", 3, 32), ScenesSource("train", 3, 64)
     told = read(reader, [large[i].segments[1].pixels for i in range(3)])
     assert [set(answer) for answer in told] == [set(ATTRIBUTES)] * 3
