@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from cm3jax.config import ConfigError, fingerprint
@@ -22,10 +20,10 @@ from cm3jax.data.sequences import Sequences
 from cm3jax.kernels.cross_entropy import cross_entropy
 from cm3jax.models.config import TransformerConfig
 from cm3jax.models.transformer import Transformer
-from cm3jax.optim import OptimConfig, apply_gradients, decay_mask, fresh_state, make_optimizer, opt_state_specs
-from cm3jax.parallel.specs import weight_specs
+from cm3jax.optim import OptimConfig
 from cm3jax.perf.flops import flops_per_token
 from cm3jax.state import TrainState
+from cm3jax.tasks.network import Network
 from cm3jax.tasks.task import Batch, Metrics
 
 
@@ -93,18 +91,9 @@ class LMTask:
         self.batch_size = config.batch_size
         self.units_per_batch = config.batch_size * config.plan.length
         self.flops_per_batch = self.units_per_batch * flops_per_token(config.model, config.plan.length)
-        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: Transformer(config.model, nnx.Rngs(0))))
-        self._optimizer = make_optimizer(config.optim, steps, decay_mask(self._abstract))
+        self._network = Network(lambda rngs: Transformer(config.model, rngs), config.optim, steps)
+        self.init, self.state_specs = self._network.init, self._network.state_specs
         self._valid_step = jax.jit(self._losses)
-
-    def init(self, key: jax.Array) -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(Transformer(self.config.model, nnx.Rngs(key))))
-        return fresh_state(params, self._optimizer.init(params))
-
-    def state_specs(self) -> TrainState:
-        specs = weight_specs(self._abstract)
-        moments = opt_state_specs(self._optimizer, nnx.to_pure_dict(self._abstract), specs)
-        return TrainState(step=P(), params=specs, opt_state=moments, extra={}, skipped=P())
 
     def data_fingerprint(self) -> str:
         return fingerprint([self.examples.fingerprint, self.batch_size])
@@ -126,12 +115,12 @@ class LMTask:
         # Row r joins microbatch r % count, so that each device has its share of every microbatch.
         rows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch)
         (grads, sums), _ = jax.lax.scan(accumulate, zeros, rows)
-        state, metrics = apply_gradients(self._optimizer, state, grads)
+        state, metrics = self._network.update(state, grads)
         return state, {name: value[0] / jnp.maximum(value[1], 1.0) for name, value in sums.items()} | metrics
 
     def _losses(self, params: Any, batch: Batch) -> tuple[Float[Array, ""], dict[str, Float[Array, " 2"]]]:
         """The weighted sum that is minimised, and (weighted sum of nats, weight) per modality."""
-        model = nnx.merge(self._graphdef, params)
+        model = self._network.merge(params)
         tokens, weights = batch["tokens"], batch["weights"][:, 1:]
         hidden, targets = model(tokens[:, :-1]), tokens[:, 1:]
         found = cross_entropy(

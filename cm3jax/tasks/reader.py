@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from cm3jax.config import build, fingerprint
@@ -19,13 +17,14 @@ from cm3jax.data.rng import Purpose, generator
 from cm3jax.data.sources.open import open_source
 from cm3jax.data.sources.source import Reason, RejectError, Source
 from cm3jax.models.reader import Reader, ReaderConfig, with_params
-from cm3jax.optim import OptimConfig, apply_gradients, decay_mask, fresh_state, make_optimizer, opt_state_specs
-from cm3jax.parallel.specs import weight_specs
+from cm3jax.optim import OptimConfig
 from cm3jax.perf.traced import forward_flops
 from cm3jax.reliability.checkpoint import load_params, read_run_config
 from cm3jax.state import TrainState
+from cm3jax.tasks.network import Network
 from cm3jax.tasks.task import Batch, Metrics
 from cm3jax.tokens.document import Image
+from cm3jax.tokens.image import to_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,22 +124,13 @@ class ReaderTask:
         self.examples = ReaderExamples(open_source(config.source), config.model, seed)
         self._validation = ReaderExamples(open_source(config.valid), config.model, seed)
         self.batch_size = self.units_per_batch = config.batch_size
-        self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: Reader(config.model, nnx.Rngs(0))))
+        self._network = Network(lambda rngs: Reader(config.model, rngs), config.optim, steps)
+        self.init, self.state_specs = self._network.init, self._network.state_specs
         side = config.model.image_size
         pictures = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.float32)
         # Backward: once more for the weights and once more for the activations.
-        self.flops_per_batch = 3.0 * forward_flops(self._logits, nnx.to_pure_dict(self._abstract), pictures)
-        self._optimizer = make_optimizer(config.optim, steps, decay_mask(self._abstract))
+        self.flops_per_batch = 3.0 * forward_flops(self._logits, self._network.abstract, pictures)
         self._valid_step = jax.jit(self._correct)
-
-    def init(self, key: jax.Array) -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(Reader(self.config.model, nnx.Rngs(key))))
-        return fresh_state(params, self._optimizer.init(params))
-
-    def state_specs(self) -> TrainState:
-        specs = weight_specs(self._abstract)
-        moments = opt_state_specs(self._optimizer, nnx.to_pure_dict(self._abstract), specs)
-        return TrainState(step=P(), params=specs, opt_state=moments, extra={}, skipped=P())
 
     def data_fingerprint(self) -> str:
         return fingerprint([self.examples.fingerprint, self.batch_size])
@@ -148,13 +138,13 @@ class ReaderTask:
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update on degraded pictures; the loss is the cross-entropy summed over attributes."""
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        images = degrade(to_model(batch["image"]), key, self.config.blur, self.config.noise)
+        images = degrade(to_float(batch["image"]), key, self.config.blur, self.config.noise)
 
         def objective(params):
             return self._loss(self._logits(params, images), batch["labels"])
 
         loss, grads = jax.value_and_grad(objective)(state.params)
-        state, metrics = apply_gradients(self._optimizer, state, grads)
+        state, metrics = self._network.update(state, grads)
         return state, {"loss": loss} | metrics
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
@@ -170,7 +160,7 @@ class ReaderTask:
         return {"accuracy": float(accuracy.mean())} | dict(zip(names, accuracy.tolist(), strict=True))
 
     def _logits(self, params: Any, images: Float[Array, "B S S 3"]) -> tuple[Float[Array, "B classes"], ...]:
-        return nnx.merge(self._graphdef, params)(images)
+        return self._network.merge(params)(images)
 
     def _loss(self, logits: tuple[Float[Array, "B classes"], ...], wanted: Int[Array, "B A"]) -> Float[Array, ""]:
         losses = [
@@ -180,14 +170,9 @@ class ReaderTask:
         return jnp.stack(losses).sum()
 
     def _correct(self, params: Any, batch: Batch) -> Float[Array, "B A"]:
-        logits = self._logits(params, to_model(batch["image"]))
+        logits = self._logits(params, to_float(batch["image"]))
         told = jnp.stack([scores.argmax(-1) for scores in logits], axis=-1)
         return (told == batch["labels"]).astype(jnp.float32)
-
-
-def to_model(pixels: Int[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
-    """Bytes to [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
 def degrade(images: Float[Array, "B S S 3"], key: jax.Array, blur: float, noise: float) -> Float[Array, "B S S 3"]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from cm3jax.config import fingerprint
 from cm3jax.data.images import ImageConfig, ImageExamples
@@ -26,6 +26,7 @@ from cm3jax.parallel.specs import batch_sharding, weight_specs
 from cm3jax.perf.traced import forward_flops
 from cm3jax.state import TrainState
 from cm3jax.tasks.task import Batch, Metrics
+from cm3jax.tokens.image import to_float
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class VQGANTask:
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update of generator and discriminator, both from the generator's present reconstructions."""
-        found = self.gradients(state, to_signed(batch["image"]))
+        found = self.gradients(state, to_float(batch["image"]))
         state, update = apply_gradients(self._optimizer, state, found.gradients)
         state, moved = self._maintain(state, found)
         counts = code_counts(found.codes, self.config.model.codes)
@@ -285,7 +286,7 @@ class VQGANTask:
         return state, jnp.sum(moved.dead, dtype=jnp.float32)
 
     def _evaluation(self, params: Any, batch: Batch) -> Metrics:
-        images = to_signed(batch["image"])
+        images = to_float(batch["image"])
         (reconstructions, _), (_, codes) = self._reconstruct(params, images)
         _, parts = self._reconstruction(jnp.clip(reconstructions, -1, 1), images)
         return parts | {"counts": code_counts(codes, self.config.model.codes)}
@@ -306,11 +307,6 @@ class VQGANTask:
             abstract = nnx.to_pure_dict(self._abstract["discriminator"])
             total += 7 * forward_flops(lambda p, x: nnx.merge(graph, p)(x), abstract, image)
         return total
-
-
-def to_signed(pixels: UInt8[Array, "B H W 3"]) -> Images:
-    """Bytes to fp32 in [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1
 
 
 def _networks(config: VQGANTaskConfig) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:

@@ -1,10 +1,14 @@
 """Images as arrays: bounded decoding, fitting to a square, and the value range of models."""
 
 import io
+from typing import TypeVar
 
+import jax
 import numpy as np
 import PIL.Image
 from jaxtyping import Float32, UInt8
+
+Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
 MAX_PIXELS = 1 << 26  # 67 megapixels: 200 MB decoded
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -93,8 +97,8 @@ def encode_png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def to_float(pixels: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """Bytes to [-1, 1]."""
+def to_float(pixels: UInt8[Pixels, "*shape"]) -> Float32[Pixels, "*shape"]:
+    """Bytes to [-1, 1]; of NumPy's arrays or JAX's."""
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
