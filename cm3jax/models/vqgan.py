@@ -99,7 +99,7 @@ PRESETS = {
         256, 128, (1, 1, 2, 2, 4), codes=16384, attention_resolutions=(16,), dtype="bfloat16", remat=True
     ),
     "scenes": VQGANConfig(
-        64, 64, (1, 2), codes=512, res_blocks=1, z_channels=64, embed_dim=16, norm_groups=16, stem_patch=4
+        64, 64, (1,), codes=512, res_blocks=1, z_channels=64, embed_dim=16, norm_groups=16, stem_patch=8
     ),
     "tiny": VQGANConfig(16, 8, (1, 2), codes=16, res_blocks=1, z_channels=8, embed_dim=4, norm_groups=4, stem_patch=2),
 }

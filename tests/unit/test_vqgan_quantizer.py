@@ -71,8 +71,8 @@ def test_normalized_codes_ignore_length(latents):
     assert np.array_equal(near.codes, far.codes)
     np.testing.assert_allclose(np.linalg.norm(near.z_q, axis=-1), 1, atol=1e-6)
     np.testing.assert_allclose(near.z_q, quantizer.lookup(near.codes), atol=1e-6)
-    unit = np.asarray(quantizer.embedding[...])
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    codebook = np.asarray(quantizer.embedding[...])
+    unit = codebook / np.linalg.norm(codebook, axis=1, keepdims=True)
     assert np.array_equal(near.codes, np.einsum("bhwe,ke->bhwk", latents, unit).argmax(-1))
 
 
