@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
 from cm3jax.generate.cache import KVCache
-from cm3jax.generate.grammar import TEXT, Grammar, GrammarState
+from cm3jax.generate.grammar import INFILL, TEXT, Grammar, GrammarState
 from cm3jax.generate.guidance import mix
 from cm3jax.generate.sampler import Sampling, SamplingConfig, row_keys, sample
 from cm3jax.tokens.vocabulary import Vocabulary
@@ -107,13 +107,14 @@ class Generator:
     def generate_text(
         self, prompts: Prompts, sampling: SamplingConfig, seeds: Sequence[int], max_new: int
     ) -> list[list[int]]:
-        """Text ids for each prompt, up to `<break>`, `<eoss>` or `</s>` (not included) or `max_new` ids.
+        """Text ids, at least one, for each prompt, up to `<break>`, `<eoss>` or `</s>` (not included) or `max_new` ids.
 
         Raises:
           ValueError: as `generate_images`.
         """
         vocabulary = self.vocabulary
-        return self._continue(prompts, sampling, seeds, max_new, (vocabulary.break_id, vocabulary.eoss, vocabulary.eos))
+        endings = (vocabulary.break_id, vocabulary.eoss, vocabulary.eos)
+        return self._continue(prompts, sampling, seeds, max_new, endings, INFILL)
 
     def generate_document(
         self, prompts: Prompts, sampling: SamplingConfig, seeds: Sequence[int], max_new: int
@@ -123,7 +124,7 @@ class Generator:
         Raises:
           ValueError: as `generate_images`.
         """
-        return self._continue(prompts, sampling, seeds, max_new, (self.vocabulary.eos,))
+        return self._continue(prompts, sampling, seeds, max_new, (self.vocabulary.eos,), TEXT)
 
     def _continue(
         self,
@@ -132,13 +133,14 @@ class Generator:
         seeds: Sequence[int],
         max_new: int,
         endings: tuple[int, ...],
+        phase: int,
     ) -> list[list[int]]:
         if max_new < 1:
             raise ValueError(f"generate: max_new must be >= 1, found {max_new}")
         plan = _Plan(
             Grammar(self.vocabulary, self.image_tokens, endings), (0, self.vocabulary.used), sampling.truncates
         )
-        drawn, lengths = self._generate([prompts], (1.0,), sampling, seeds, plan, TEXT, max_new)
+        drawn, lengths = self._generate([prompts], (1.0,), sampling, seeds, plan, phase, max_new)
         return [row[:length].tolist() for row, length in zip(drawn, lengths, strict=True)]
 
     def _generate(

@@ -4,7 +4,8 @@ A row is in text, inside an image, or just after one:
 
     text ──<break>──► image (exactly `image_tokens` codes) ──► after ──<break>──► text
 
-and is done at the first of its ending ids.
+and is done at the first of its ending ids. The objective never masks an empty span, so the first id of an infill is
+never an ending.
 """
 
 import dataclasses
@@ -15,14 +16,14 @@ from jaxtyping import Array, Bool, Int
 
 from cm3jax.tokens.vocabulary import Vocabulary
 
-TEXT, AFTER_IMAGE = 0, -1
+TEXT, AFTER_IMAGE, INFILL = 0, -1, -2
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GrammarState:
     """Attributes:
-    phase: codes of the current image still to come, or TEXT, or AFTER_IMAGE.
+    phase: codes of the current image still to come, or TEXT, AFTER_IMAGE, INFILL (text that has not begun).
     done: an ending id was drawn; what follows is padding.
     """
 
@@ -49,14 +50,14 @@ class Grammar:
         vocabulary = self.vocabulary
         ends = (ids == vocabulary.break_id) | jnp.isin(ids, jnp.asarray(self.endings, jnp.int32))
         phase = state.phase[:, None]
-        in_text = (phase == TEXT) & (vocabulary.is_text(ids) | ends)
+        in_text = ((phase == TEXT) & (vocabulary.is_text(ids) | ends)) | ((phase == INFILL) & vocabulary.is_text(ids))
         return in_text | ((phase > 0) & vocabulary.is_image(ids)) | ((phase == AFTER_IMAGE) & ends)
 
     def advance(self, state: GrammarState, tokens: Int[Array, " B"]) -> GrammarState:
         """The state after each row has drawn its token."""
         phase = state.phase
         opens = jnp.where(phase == TEXT, self.image_tokens, TEXT)
-        outside = jnp.where(tokens == self.vocabulary.break_id, opens, phase)
+        outside = jnp.where(tokens == self.vocabulary.break_id, opens, jnp.where(phase == INFILL, TEXT, phase))
         inside = jnp.where(phase == 1, AFTER_IMAGE, phase - 1)
         ended = (phase <= 0) & jnp.isin(tokens, jnp.asarray(self.endings, jnp.int32))
         return GrammarState(jnp.where(phase > 0, inside, outside), state.done | ended)

@@ -58,7 +58,7 @@ def whole_forward(name: str):
 def by_whole_forwards(name, streams, weights, ids, legal, sampling, seed, new):
     """One request, no cache, no padding that could matter: the model on the whole sequence for each token.
 
-    The draw is among `ids`, of which those not `legal` are at -inf.
+    The draw is among `ids`, of which those not in `legal(number of the token)` are at -inf.
     """
     drawn: list[int] = []
     for number in range(new):
@@ -67,7 +67,7 @@ def by_whole_forwards(name, streams, weights, ids, legal, sampling, seed, new):
             row = np.zeros((1, MAX_LEN), np.int32)
             row[0, : len(prompt) + number] = [*prompt, *drawn]
             mixed += weight * np.asarray(whole_forward(name)(row))[0, len(prompt) + number - 1, list(ids)]
-        masked = np.where([i in legal for i in ids], mixed, -np.inf)
+        masked = np.where([i in legal(number) for i in ids], mixed, -np.inf)
         keys = row_keys(jnp.array([seed], jnp.uint32), jnp.int32(number))
         drawn.append(ids[int(sample(keys, jnp.asarray(masked)[None], sampling.arrays(), sampling.truncates)[0])])
     return drawn
@@ -81,7 +81,9 @@ def test_guided_images_are_those_of_whole_forwards(name, sampling):
     assert found.shape == (3, IMAGE_TOKENS)
     for i in range(2):
         streams = [PROMPTS[i], UNCONDITIONAL[i]]
-        expected = by_whole_forwards(name, streams, weights, IMAGE_IDS, IMAGE_IDS, sampling, seeds[i], IMAGE_TOKENS)
+        expected = by_whole_forwards(
+            name, streams, weights, IMAGE_IDS, lambda _: IMAGE_IDS, sampling, seeds[i], IMAGE_TOKENS
+        )
         assert VOCABULARY.image_id(found[i]).tolist() == expected
 
 
@@ -119,9 +121,13 @@ def test_text_ends_where_whole_forwards_end_it():
     found = generator_of("cm3leon").generate_text(prompts, sampling, seeds, new)
     assert any(len(text) < new for text in found)
     ids = range(VOCABULARY.used)
-    legal = {i for i in ids if VOCABULARY.is_text(i) or i in ENDINGS}
+    text_ids = {i for i in ids if VOCABULARY.is_text(i)}
+
+    def legal(number):
+        return text_ids | set(ENDINGS) if number else text_ids
+
     for text, prompt, seed in zip(found, prompts, seeds, strict=True):
-        assert all(VOCABULARY.is_text(i) for i in text)
+        assert text and all(VOCABULARY.is_text(i) for i in text)
         steps = min(len(text) + 1, new)
         expected = by_whole_forwards("cm3leon", [prompt], (1.0,), ids, legal, sampling, seed, steps)
         assert text == expected[: len(text)]

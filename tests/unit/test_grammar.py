@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from cm3jax.generate.grammar import AFTER_IMAGE, TEXT, Grammar
+from cm3jax.generate.grammar import AFTER_IMAGE, INFILL, TEXT, Grammar
 
 IMAGE_TOKENS = 3
 
@@ -28,6 +28,13 @@ def test_an_ending_is_allowed_only_if_asked_for(tiny_vocabulary):
     infill = Grammar(v, IMAGE_TOKENS, endings=(v.eoss, v.eos))
     assert v.eoss in allowed_ids(infill, TEXT)
     assert v.eoss not in allowed_ids(Grammar(v, IMAGE_TOKENS, endings=(v.eos,)), TEXT)
+
+
+def test_an_infill_has_at_least_one_id(grammar):
+    v = grammar.vocabulary
+    assert allowed_ids(grammar, INFILL) == {i for i in range(v.size) if v.is_text(i)}
+    begun = grammar.advance(grammar.start(1, INFILL), np.array([10]))
+    assert int(begun.phase[0]) == TEXT
 
 
 @pytest.mark.parametrize("phase", [1, IMAGE_TOKENS])
