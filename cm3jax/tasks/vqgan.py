@@ -21,7 +21,7 @@ from cm3jax.models.discriminator import Discriminator, DiscriminatorConfig
 from cm3jax.models.perceptual import load_lpips, lpips
 from cm3jax.models.quantizer import code_counts, perplexity, revive, usage_share
 from cm3jax.models.vqgan import VQGAN, VQGANConfig
-from cm3jax.optim import apply_gradients, fresh_state, opt_state_specs
+from cm3jax.optim import OptimConfig, apply_gradients, fresh_state, opt_state_specs, schedule
 from cm3jax.parallel.specs import batch_sharding, weight_specs
 from cm3jax.perf.traced import forward_flops
 from cm3jax.state import TrainState
@@ -81,7 +81,8 @@ class VQGANTaskConfig:
     """Tokenizer, losses, data and optimizers of a run. `batch_size` counts images over all devices.
 
     Attributes:
-      warmup_steps: of both learning rates, linear from 0; constant afterwards.
+      warmup_steps: of both learning rates, linear from 0.
+      decay: of both afterwards, to a tenth; the released recipe has none.
       ema_decay: of the averaged generator, which is evaluated and used; less in the first updates.
       revive_after: updates without use after which a code is moved to where the encoder's outputs are.
       valid_images: how many pictures of the validation source to evaluate on, at most.
@@ -94,6 +95,7 @@ class VQGANTaskConfig:
     learning_rate: float = 1e-4
     disc_learning_rate: float = 1e-4
     warmup_steps: int = 1000
+    decay: Literal["linear", "cosine", "constant"] = "constant"
     b1: float = 0.5
     b2: float = 0.9
     ema_decay: float = 0.999
@@ -154,7 +156,7 @@ class VQGANTask:
         for name, build in _networks(config).items():
             self._graphs[name], self._abstract[name] = nnx.split(nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))))
         self._lpips = _load_perceptual(config.loss.perceptual)
-        self._optimizer = _optimizer(config)
+        self._optimizer = _optimizer(config, steps)
         self.examples = _examples(config, config.data.source, "train", seed)
         self._valid = _examples(config, config.data.valid or config.data.source, "valid", 0)
         self._evaluate_batch = jax.jit(self._evaluation)
@@ -317,14 +319,15 @@ def _networks(config: VQGANTaskConfig) -> dict[str, Callable[[nnx.Rngs], nnx.Mod
     return networks
 
 
-def _optimizer(config: VQGANTaskConfig) -> optax.GradientTransformation:
+def _optimizer(config: VQGANTaskConfig, steps: int) -> optax.GradientTransformation:
     """Adam for both networks, each at its own learning rate."""
     rates = {"generator": config.learning_rate, "discriminator": config.disc_learning_rate}
     descend = optax.stateless(
         lambda updates, _: {name: optax.tree.scale(-rates[name], part) for name, part in updates.items()}
     )
-    warmup = optax.scale_by_schedule(optax.warmup_constant_schedule(0.0, 1.0, config.warmup_steps))
-    return optax.chain(optax.scale_by_adam(config.b1, config.b2), warmup, descend)
+    shape = OptimConfig(learning_rate=1.0, warmup_steps=config.warmup_steps, decay=config.decay)
+    scheduled = optax.scale_by_schedule(schedule(shape, steps))
+    return optax.chain(optax.scale_by_adam(config.b1, config.b2), scheduled, descend)
 
 
 def _load_perceptual(config: PerceptualConfig | None) -> Any:
