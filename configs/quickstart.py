@@ -25,7 +25,7 @@ SIZES = {
         "vqgan": {
             "preset": "scenes",
             "resolution": 64,
-            "steps": 1_500,
+            "steps": 1_000,
             "batch_size": 16,
             "learning_rate": 2e-3,
             "disc_start": None,
@@ -35,11 +35,11 @@ SIZES = {
             "n_layers": 4,
             "n_heads": 5,
             "length": 96,
-            "steps": 900,
-            "batch_size": 32,
+            "steps": 2_200,
+            "batch_size": 16,
             "learning_rate": 3e-3,
         },
-        "reader": {"steps": 600, "channels": 64},
+        "reader": {"steps": 800, "channels": 64},
         "study": {"documents": 128, "shown": 16},
     },
     "tiny": {
@@ -154,9 +154,10 @@ def lm_run(
             "valid": ({"path": "records/valid"},),
             "image_tokenizer": "image_tokenizer",
             "text_tokenizer": "text.model",
-            # One document a sequence: what a caption says and what its picture shows is then learnt soonest.
+            # One document a sequence and whole captions or pictures masked: what a caption says of its picture is then
+            # learnt soonest.
             "plan": {"length": length, "packing": "whole"},
-            "cm3": {"whole_segment": 0.9},
+            "cm3": {"whole_segment": 1.0},
             "batch_size": batch_size,
             "loss_chunk": 4096,
             "optim": {"learning_rate": learning_rate, "warmup_steps": steps // 20, "b2": 0.98},
