@@ -35,7 +35,7 @@ SIZES = {
             "n_layers": 4,
             "n_heads": 5,
             "length": 96,
-            "steps": 2_700,
+            "steps": 2_200,
             "batch_size": 16,
             "learning_rate": 3e-3,
         },
