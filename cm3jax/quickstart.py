@@ -157,5 +157,7 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
     """Trains, and evaluates the untrained model beside it."""
     task = make_task(config)
     untrained = evaluate_untrained(task, config.run, config.seed)
-    train(config, folder, task)
+    state = train(config, folder, task)
+    if int(state.step) < config.run.steps:
+        raise SystemExit(f"{folder.name}: stopped after update {int(state.step)}; the same command goes on from there")
     return {"trained": last_evaluation(folder / "metrics.jsonl"), "untrained": untrained}
