@@ -8,6 +8,7 @@ are copies that need an extra.
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ class MetricsWriter:
     In a run of many processes one of them writes; which one is the caller's choice.
 
     Args:
+      path: of the file; None writes nothing, for processes other than the first.
       resume_step: the restored step. Lines of later steps, which the resumed run will write again, are removed.
         None keeps every whole line.
       sinks: get a copy of every line; closed with the writer.
@@ -49,11 +51,11 @@ class MetricsWriter:
       ValueError: `path` holds something that is not metrics.
     """
 
-    def __init__(self, path: Path, *, resume_step: int | None = None, sinks: Iterable[Sink] = ()):
-        self.path = Path(path)
+    def __init__(self, path: Path | None, *, resume_step: int | None = None, sinks: Iterable[Sink] = ()):
+        self.path = Path(os.devnull) if path is None else Path(path)
         self.sinks = tuple(sinks)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
+        if path is not None and self.path.exists():
             _truncate(self.path, resume_step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
 

@@ -1,13 +1,13 @@
-"""Optimizers and the guarded update that every task uses."""
+"""Optimizers and the update that every task uses."""
 
 import dataclasses
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
 
 from cm3jax.parallel.specs import WEIGHTS
 from cm3jax.state import TrainState
@@ -70,25 +70,10 @@ def opt_state_specs(optimizer: optax.GradientTransformation, params: Any, specs:
     return optax.tree.map_params(optimizer, lambda _, spec: spec, abstract, specs, transform_non_params=lambda _: P())
 
 
-def apply_gradients(
+def apply_updates(
     optimizer: optax.GradientTransformation, state: TrainState, grads: Any
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update of `state.params`; skipped on the device, and counted, if the gradient is not finite."""
-    norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(norm)
+) -> tuple[TrainState, Float[Array, ""]]:
+    """`state` with the optimizer's next weights and moments, and the global norm of `grads`."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-    state = state.replace(
-        step=state.step + 1,
-        params=jax.tree.map(keep, params, state.params),
-        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
-        skipped=state.skipped + jnp.where(finite, 0, 1),
-    )
-    return state, {"grad_norm": norm, "skipped": state.skipped.astype(jnp.float32)}
-
-
-def fresh_state(params: Any, opt_state: Any, extra: Any | None = None) -> TrainState:
-    """A `TrainState` at step 0."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(step=zero, params=params, opt_state=opt_state, extra=extra or {}, skipped=zero)
+    return state.replace(params=params, opt_state=opt_state), optax.tree.norm(grads)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
@@ -18,14 +19,19 @@ class TrainState:
       params: trainable weights, fp32.
       opt_state: optax state(s).
       extra: what a task keeps beside the weights (EMA, codebook usage), `{}` if nothing.
-      skipped: int32 []; updates dropped because they were not finite.
+      guard: what `reliability.anomaly` remembers: recent losses and norms, counts of skipped updates.
     """
 
     step: Any
     params: Any
     opt_state: Any
     extra: Any
-    skipped: Any
+    guard: Any
 
     def replace(self, **changes: Any) -> "TrainState":
         return dataclasses.replace(self, **changes)
+
+
+def fresh_state(params: Any, opt_state: Any, guard: Any, extra: Any | None = None) -> TrainState:
+    """A `TrainState` at step 0."""
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, extra or {}, guard)

@@ -89,7 +89,7 @@ def get_config(size: str = "laptop") -> ConfigDict:
             "text_documents": sizes["text_documents"],
             "vocabulary": vocabulary,
             "vqgan": vqgan_run(image, **sizes["vqgan"]),
-            "lm": lm_run(vocabulary["size"], **sizes["lm"]),
+            "lm": lm_run(vocabulary, **sizes["lm"]),
             "reader": reader_run(image.resolution, **sizes["reader"]),
             "study": {
                 **sizes["study"],
@@ -130,7 +130,7 @@ def vqgan_run(image, steps: int, batch_size: int, learning_rate: float, disc_sta
 
 
 def lm_run(
-    vocab_size: int,
+    vocabulary: dict[str, int],
     d_model: int,
     n_layers: int,
     n_heads: int,
@@ -141,7 +141,7 @@ def lm_run(
 ) -> dict:
     model = dataclasses.replace(
         # The paper's 0.006 suits widths in the thousands; a narrow model needs the usual 1 / sqrt(width) and less.
-        cm3leon(d_model, n_layers, n_heads, vocab_size, length),
+        cm3leon(d_model, n_layers, n_heads, vocabulary["size"], length),
         init_std=0.02,
         position_std=0.02,
     )
@@ -152,6 +152,7 @@ def lm_run(
             "model": dataclasses.asdict(model),
             "train": ({"path": "records/train"},),
             "valid": ({"path": "records/valid"},),
+            "vocabulary": vocabulary,
             "image_tokenizer": "image_tokenizer",
             "text_tokenizer": "text.model",
             # One document a sequence and whole captions or pictures masked: what a caption says of its picture is then

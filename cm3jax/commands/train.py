@@ -1,21 +1,28 @@
 """`cm3 train`: one configuration file, overrides, a run directory; no other flag."""
 
 import argparse
+import dataclasses
 import logging
+import os
 from pathlib import Path
 
 import jax
 
 from cm3jax.commands import HelpFormatter, read_config
 from cm3jax.config import build
+from cm3jax.parallel import distributed
 from cm3jax.train import Config, train
 
 logger = logging.getLogger(__name__)
 
+PROFILED_UPDATES = 5
+
 EPILOG = """any value of the file is overridden with --config.KEY=VALUE; the same command again resumes
 
 example:
-  cm3 train --config=configs/lm/cm3leon.py:350m --workdir=runs/lm --config.lm.optim.learning_rate=3e-4
+  cm3 train --config=configs/lm/350m.py --workdir=runs/lm --config.lm.optim.learning_rate=3e-4
+
+several processes: see launch/, whose scripts set CM3_PROCESSES, CM3_PROCESS and CM3_COORDINATOR, or CM3_CLUSTER=1
 """
 
 
@@ -24,8 +31,21 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("cm3 train", description=__doc__, epilog=EPILOG, formatter_class=HelpFormatter)
     parser.add_argument("--config", required=True, help="FILE[:ARG]: a Python file with get_config(arg)")
     parser.add_argument("--workdir", type=Path, required=True, help="checkpoints, metrics and the resolved config")
+    parser.add_argument("--profile", action="store_true", help=f"trace {PROFILED_UPDATES} updates into the run")
     options, overrides = parser.parse_known_args(argv)
     config = build(Config, read_config([f"--config={options.config}", *overrides]))
-    logger.info("devices: %s", jax.devices())
-    train(config, options.workdir)
+    if options.profile:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, profile_updates=PROFILED_UPDATES))
+    group = distributed.from_environment(os.environ)
+    if group is not None:
+        distributed.initialize(group)
+    devices = jax.devices()
+    logger.info("%d devices: %s", len(devices), devices[0].device_kind)
+    try:
+        train(config, options.workdir)
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        logger.debug("failed", exc_info=True)
+        distributed.leave(error)
     return 0

@@ -122,6 +122,19 @@ def process_slot(sharding: jax.sharding.Sharding, batch_size: int) -> tuple[int,
     return first // share, batch_size // share
 
 
+def device_batches(
+    examples: Examples,
+    batch_size: int,
+    start: int,
+    steps: int,
+    sharding: jax.sharding.Sharding,
+    config: LoaderConfig | None = None,
+) -> Iterator[dict[str, jax.Array]]:
+    """Global batches `start` ... `start + steps - 1`, of which each process makes its own rows."""
+    slot = process_slot(sharding, batch_size)
+    return prefetch_to_device(batches(examples, batch_size, start, steps, *slot, config), sharding)
+
+
 def prefetch_to_device(
     batches: Iterator[Batch], sharding: jax.sharding.Sharding, depth: int = 2
 ) -> Iterator[dict[str, jax.Array]]:

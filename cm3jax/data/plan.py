@@ -33,18 +33,22 @@ class PlanConfig:
       packing: `cut` concatenates everything and cuts anywhere (the paper); `whole` never splits a sample and pads.
       spans: masked spans of a sequence. `paper`: Poisson(span_rate), none allowed; `fim`: one; `causal`: none.
       span_rate: mean of the Poisson distribution.
+      max_spans: no sequence has more; the rest of the distribution falls on it.
     """
 
     length: int
     packing: Literal["cut", "whole"] = "cut"
     spans: Literal["paper", "fim", "causal"] = "paper"
     span_rate: float = 1.0
+    max_spans: int = 512
 
     def __post_init__(self):
         if self.length < MARKS_PER_SPAN * MARKS_SHARE:
             raise ValueError(f"length {self.length}, expected at least {MARKS_PER_SPAN * MARKS_SHARE}")
         if not 0 < self.span_rate <= 100:
             raise ValueError(f"span_rate {self.span_rate}, expected 0 < span_rate <= 100")
+        if self.max_spans < 1:
+            raise ValueError(f"max_spans {self.max_spans}, expected at least 1")
 
 
 def plan_epoch(
@@ -61,7 +65,7 @@ def plan_epoch(
     """
     documents = frame_samples(samples, lengths)
     tokens = config.length + 1
-    most = min(sentinels, tokens // (MARKS_PER_SPAN * MARKS_SHARE))
+    most = min(config.max_spans, sentinels, tokens // (MARKS_PER_SPAN * MARKS_SHARE))
     rng = generator(Purpose.SPAN_COUNTS, seed, epoch)
     if config.packing == "cut":
         shortest = tokens - MARKS_PER_SPAN * most

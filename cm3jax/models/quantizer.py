@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from cm3jax.parallel.specs import constrain
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class VectorQuantizer(nnx.Module):
 
     def __call__(self, latents: Float[Array, "B h w E"]) -> Quantized:
         z = self._scaled(latents.astype(jnp.float32))
-        codebook = self._scaled(self.embedding[...])
+        codebook = self._codebook()
         codes = nearest_codes(jax.lax.stop_gradient(z), jax.lax.stop_gradient(codebook))
         z_q = codebook[codes]
         codebook_term = jnp.mean(jnp.square(z_q - jax.lax.stop_gradient(z)))
@@ -52,7 +54,11 @@ class VectorQuantizer(nnx.Module):
 
     def lookup(self, codes: Int[Array, "B h w"]) -> Float[Array, "B h w E"]:
         """The vectors of `codes`."""
-        return self._scaled(self.embedding[...])[codes]
+        return self._codebook()[codes]
+
+    def _codebook(self) -> Float[Array, "K E"]:
+        # Whole on every device: rows of a sharded table cannot be looked up in place.
+        return self._scaled(constrain(self.embedding[...], "embedding_lookup"))
 
     def _scaled(self, vectors: Float[Array, "... E"]) -> Float[Array, "... E"]:
         if not self.l2_normalized:

@@ -54,9 +54,11 @@ class Reader(nnx.Module):
         self.mix = _Layer(2 * c, 2 * c, 3, 1, config, rngs)
         self.where = _Layer(2 * c, c // 2, 1, 1, config, rngs)
         self.anywhere = _Layer(2 * c, 4 * c, 1, 1, config, rngs)
-        self.hidden = _dense(cells * c // 2 + 4 * c, config.hidden, config, rngs)
+        self.hidden = _dense(cells * c // 2 + 4 * c, config.hidden, "dense", config, rngs)
         self.norm = nnx.LayerNorm(config.hidden, dtype=jnp.dtype(config.dtype), rngs=rngs)
-        self.heads = nnx.List([_dense(config.hidden, len(values), config, rngs) for _, values in config.attributes])
+        self.heads = nnx.List(
+            [_dense(config.hidden, len(values), "replicated", config, rngs) for _, values in config.attributes]
+        )
 
     def __call__(self, images: Float[Array, "B S S 3"]) -> tuple[Float[Array, "B classes"], ...]:
         """Logits of each attribute, in the order of the config, for pictures in [-1, 1]."""
@@ -95,7 +97,7 @@ class _Layer(nnx.Module):
         return constrain(jax.nn.relu(self.norm(self.conv(x))), "images")
 
 
-def _dense(features_in: int, features_out: int, config: ReaderConfig, rngs: nnx.Rngs) -> nnx.Linear:
+def _dense(features_in: int, features_out: int, spec: str, config: ReaderConfig, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(
-        features_in, features_out, dtype=jnp.dtype(config.dtype), kernel_metadata={"spec": "replicated"}, rngs=rngs
+        features_in, features_out, dtype=jnp.dtype(config.dtype), kernel_metadata={"spec": spec}, rngs=rngs
     )

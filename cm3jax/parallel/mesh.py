@@ -6,16 +6,22 @@ accumulation loops; every mesh of the program is therefore made here, with Auto 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 
 AXES = ("replica", "data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; one axis may be -1, "all that are left"."""
+    """Devices along each axis; one axis may be -1, "all that are left".
+
+    Attributes:
+      replica: copies of the whole model that share only gradients; the one axis that may cross slow links, so on
+        several TPU slices it is a multiple of their number.
+    """
 
     replica: int = 1
     data: int = -1
@@ -23,26 +29,47 @@ class MeshConfig:
     tensor: int = 1
 
 
-def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Mesh of shape [replica, data, fsdp, tensor] over `devices` (default: all of them).
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or slices would split another axis than `replica`.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = axis_sizes(config, len(devices))
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    slices = slice_count(devices)
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(f"mesh: replica is {sizes[0]}, expected a multiple of the {slices} slices of these devices")
+    within = (sizes[0] // slices, *sizes[1:])
+    arranged = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices)
+    return jax.sharding.Mesh(arranged, AXES, axis_types=auto)
+
+
+def axis_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Devices along each axis, with -1 filled in.
+
+    Raises:
+      ValueError: the axes do not multiply to `devices`.
+    """
     sizes = [getattr(config, axis) for axis in AXES]
     free = [i for i, size in enumerate(sizes) if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"mesh: at most one axis may be -1 and the others >= 1, found {_named(sizes)}")
     if free:
-        known = math.prod(size for size in sizes if size != -1)
-        sizes[free[0]] = len(devices) // known
-    if math.prod(sizes) != len(devices):
-        raise ValueError(f"mesh: {_named(sizes)} does not cover {len(devices)} devices")
-    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    if devices == jax.devices():
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=auto)
-    return jax.sharding.Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=auto)
+        sizes[free[0]] = devices // math.prod(size for size in sizes if size != -1)
+    if math.prod(sizes) != devices:
+        raise ValueError(f"mesh: {_named(sizes)} does not cover {devices} devices")
+    return tuple(sizes)
+
+
+def slice_count(devices: Sequence[jax.Device]) -> int:
+    """TPU slices, which only a data-centre network joins; 1 for other devices."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def _named(sizes: list[int]) -> dict[str, int]:

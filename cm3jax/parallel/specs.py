@@ -23,7 +23,8 @@ WEIGHTS: dict[str, P] = {
     "mlp_up": P("fsdp", "tensor"),  # [d_model, d_ff]
     "mlp_down": P("tensor", "fsdp"),  # [d_ff, d_model]
     "conv": P(None, None, None, "fsdp"),  # [height, width, in, out]
-    "codebook": P(None, None),  # [codes, dim]
+    "dense": P("fsdp", None),  # [in, out]
+    "codebook": P("fsdp", None),  # [codes, dim]
 }
 
 ACTIVATIONS: dict[str, P] = {
@@ -32,7 +33,8 @@ ACTIVATIONS: dict[str, P] = {
     "heads": P(BATCH, None, "tensor", None),  # [B, L, heads, head_dim]
     "hidden": P(BATCH, None, "tensor"),  # [B, L, d_ff]
     "logits": P(BATCH, "tensor"),  # [tokens, vocabulary], one chunk
-    "embedding_lookup": P(None, None),  # the table gathered whole before a lookup
+    "embedding_lookup": P(None, None),  # a table gathered whole before a lookup
+    "unembedding": P("tensor", None),  # the output matrix as the loss uses it, once for all chunks of tokens
     "images": P(BATCH, None, None, None),  # [B, H, W, C]
 }
 
@@ -42,6 +44,18 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, ACTIVATIONS[name])
+
+
+def constrain_as(tree: Any, specs: Any) -> Any:
+    """Asks the compiler to lay a tree of arrays out as a tree of specs (or one spec); no-op without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, specs)
+
+
+def replicated(tree: Any) -> Any:
+    """Whole on every device, so that every process can read it."""
+    return constrain_as(tree, P())
 
 
 def weight_specs(state: nnx.State) -> Any:
@@ -59,7 +73,11 @@ def weight_specs(state: nnx.State) -> Any:
 
 def shardings(mesh: jax.sharding.Mesh, specs: Any) -> Any:
     """The same tree with each spec bound to the mesh."""
-    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=_is_spec)
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, P)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -1,6 +1,7 @@
 """Task `lm`: next-token training on CM3-transformed sequences, for pre-training and for fine-tuning alike."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 
 from cm3jax.config import ConfigError, fingerprint
 from cm3jax.data.cm3 import CM3Config
-from cm3jax.data.loader import batches
+from cm3jax.data.loader import device_batches
 from cm3jax.data.mixture import Mixture
 from cm3jax.data.plan import PlanConfig
 from cm3jax.data.plans import Plans
@@ -21,10 +22,13 @@ from cm3jax.kernels.cross_entropy import cross_entropy
 from cm3jax.models.config import TransformerConfig
 from cm3jax.models.transformer import Transformer
 from cm3jax.optim import OptimConfig
+from cm3jax.parallel.specs import batch_sharding, constrain_as, replicated
 from cm3jax.perf.flops import flops_per_token
+from cm3jax.reliability.anomaly import AnomalyConfig
 from cm3jax.state import TrainState
 from cm3jax.tasks.network import Network
 from cm3jax.tasks.task import Batch, Metrics
+from cm3jax.tokens.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +58,10 @@ class LMConfig:
     image_tokenizer: str
     text_tokenizer: str
     plan: PlanConfig
+    vocabulary: Vocabulary = Vocabulary()
     cm3: CM3Config = CM3Config()
     optim: OptimConfig = OptimConfig()
+    anomaly: AnomalyConfig = AnomalyConfig()
     batch_size: int = 32
     accumulate: int = 1
     z_loss: float = 0.0
@@ -65,6 +71,8 @@ class LMConfig:
     def __post_init__(self):
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.model.vocab_size != self.vocabulary.size:
+            raise ValueError(f"model.vocab_size {self.model.vocab_size} is not vocabulary.size {self.vocabulary.size}")
         if self.plan.length > self.model.max_len:
             raise ValueError(f"plan.length {self.plan.length} is more than model.max_len {self.model.max_len}")
 
@@ -75,25 +83,38 @@ class LMTask:
     unit = "tokens"
 
     def __init__(self, config: LMConfig, *, seed: int, steps: int):
-        """Opens the records of `config`.
-
-        Raises:
-          ConfigError: the model's vocabulary is not that of the records.
-        """
-        self.config = config
-        train = _mixture(config.train)
-        self.vocabulary = train.vocabulary
-        if config.model.vocab_size != self.vocabulary.size:
-            raise ConfigError(f"lm.model.vocab_size is {config.model.vocab_size}, the records' {self.vocabulary.size}")
-        self.examples = Sequences(Plans(train, config.plan, seed), config.cm3)
-        causal = dataclasses.replace(config.plan, spans="causal")
-        self._validation = Sequences(Plans(_mixture(config.valid), causal, 0), config.cm3)
+        self.config, self.seed = config, seed
+        self.vocabulary = config.vocabulary
         self.batch_size = config.batch_size
         self.units_per_batch = config.batch_size * config.plan.length
         self.flops_per_batch = self.units_per_batch * flops_per_token(config.model, config.plan.length)
-        self._network = Network(lambda rngs: Transformer(config.model, rngs), config.optim, steps)
+        self._network = Network(lambda rngs: Transformer(config.model, rngs), config.optim, config.anomaly, steps)
         self.init, self.state_specs = self._network.init, self._network.state_specs
-        self._valid_step = jax.jit(self._losses)
+        self._valid_step = jax.jit(lambda params, batch: replicated(self._losses(params, batch)[1]))
+
+    @functools.cached_property
+    def examples(self) -> Sequences:
+        """The training stream; opens the records.
+
+        Raises:
+          ConfigError: the records were made with another vocabulary.
+        """
+        return Sequences(Plans(self._mixture(self.config.train), self.config.plan, self.seed), self.config.cm3)
+
+    @functools.cached_property
+    def _validation(self) -> Sequences:
+        causal = dataclasses.replace(self.config.plan, spans="causal")
+        return Sequences(Plans(self._mixture(self.config.valid), causal, 0), self.config.cm3)
+
+    def _mixture(self, datasets: tuple[DatasetConfig, ...]) -> Mixture:
+        mixture = Mixture([(Records(dataset.path), dataset.repeat) for dataset in datasets])
+        if mixture.vocabulary != self.vocabulary:
+            raise ConfigError(f"lm.vocabulary is {self.vocabulary}, that of {datasets[0].path} {mixture.vocabulary}")
+        return mixture
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        shape = (self.batch_size, self.config.plan.length + 1)
+        return {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32), "weights": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
     def data_fingerprint(self) -> str:
         return fingerprint([self.examples.fingerprint, self.batch_size])
@@ -109,14 +130,16 @@ class LMTask:
 
         def accumulate(carry, rows):
             (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(state.params, rows)
-            return jax.tree.map(jnp.add, carry, (grads, sums)), None
+            grads, sums = jax.tree.map(jnp.add, carry, (grads, sums))
+            return (constrain_as(grads, self._network.specs), sums), None
 
         zeros = (jax.tree.map(jnp.zeros_like, state.params), {name: jnp.zeros(2) for name in MODALITIES})
         # Row r joins microbatch r % count, so that each device has its share of every microbatch.
         rows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch)
         (grads, sums), _ = jax.lax.scan(accumulate, zeros, rows)
-        state, metrics = self._network.update(state, grads)
-        return state, {name: value[0] / jnp.maximum(value[1], 1.0) for name, value in sums.items()} | metrics
+        losses = {name: value[0] / jnp.maximum(value[1], 1.0) for name, value in sums.items()}
+        state, metrics = self._network.update(state, grads, losses["loss"])
+        return state, losses | metrics
 
     def _losses(self, params: Any, batch: Batch) -> tuple[Float[Array, ""], dict[str, Float[Array, " 2"]]]:
         """The weighted sum that is minimised, and (weighted sum of nats, weight) per modality."""
@@ -139,11 +162,12 @@ class LMTask:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Bits per token of causal validation sequences (text, `<break>`, image): all, text, image."""
         sequences = len(self._validation.plans.epoch(0))
-        size = min(self.batch_size, sequences)
-        steps = min(self.config.valid_batches, sequences // size)
+        # Fewer sequences than a batch has: some are read twice.
+        steps = max(1, min(self.config.valid_batches, sequences // self.batch_size))
+        rows = batch_sharding(jax.sharding.get_mesh())
         totals: dict[str, np.ndarray] = {}
-        for batch in batches(self._validation, size, steps=steps):
-            sums = jax.device_get(self._valid_step(state.params, batch)[1])
+        for batch in device_batches(self._validation, self.batch_size, 0, steps, rows):
+            sums = jax.device_get(self._valid_step(state.params, batch))
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         return {
             bits: float(totals[name][0] / max(totals[name][1], 1.0)) / math.log(2) for name, bits in MODALITIES.items()
@@ -152,7 +176,3 @@ class LMTask:
 
 # Metric of the training step (nats) and its name at evaluation (bits).
 MODALITIES = {"loss": "bits_per_token", "text_loss": "bits_per_text_token", "image_loss": "bits_per_image_token"}
-
-
-def _mixture(datasets: tuple[DatasetConfig, ...]) -> Mixture:
-    return Mixture([(Records(dataset.path), dataset.repeat) for dataset in datasets])

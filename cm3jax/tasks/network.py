@@ -6,18 +6,20 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
 
-from cm3jax.optim import OptimConfig, apply_gradients, decay_mask, fresh_state, make_optimizer, opt_state_specs
+from cm3jax.optim import OptimConfig, apply_updates, decay_mask, make_optimizer, opt_state_specs
 from cm3jax.parallel.specs import weight_specs
-from cm3jax.state import TrainState
+from cm3jax.reliability.anomaly import AnomalyConfig, fresh_guard, guard_specs, guarded
+from cm3jax.state import TrainState, fresh_state
 
 
 class Network:
     """A module split once into its structure and a nested dict of weights."""
 
-    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], optim: OptimConfig, steps: int):
+    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], optim: OptimConfig, anomaly: AnomalyConfig, steps: int):
         """`build(rngs)` makes the module; `steps` is the length of the learning-rate schedule."""
-        self._build = build
+        self._build, self._anomaly = build, anomaly
         self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
         self._optimizer = make_optimizer(optim, steps, decay_mask(self._abstract))
 
@@ -28,17 +30,25 @@ class Network:
 
     def init(self, key: jax.Array) -> TrainState:
         params = nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
-        return fresh_state(params, self._optimizer.init(params))
+        return fresh_state(params, self._optimizer.init(params), fresh_guard(self._anomaly))
 
     def state_specs(self) -> TrainState:
-        specs = weight_specs(self._abstract)
+        specs = self.specs
         moments = opt_state_specs(self._optimizer, self.abstract, specs)
-        return TrainState(step=P(), params=specs, opt_state=moments, extra={}, skipped=P())
+        return TrainState(step=P(), params=specs, opt_state=moments, extra={}, guard=guard_specs())
+
+    @property
+    def specs(self) -> Any:
+        """Partition specs of the weights."""
+        return weight_specs(self._abstract)
 
     def merge(self, params: Any) -> Any:
         """The module with these weights."""
         return nnx.merge(self._graphdef, params)
 
-    def update(self, state: TrainState, gradients: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One guarded update; see `optim.apply_gradients`."""
-        return apply_gradients(self._optimizer, state, gradients)
+    def update(
+        self, state: TrainState, gradients: Any, loss: Float[Array, ""]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update, unless loss or gradient are unsound; see `reliability.anomaly`."""
+        updated, norm = apply_updates(self._optimizer, state, gradients)
+        return guarded(self._anomaly, state, updated, loss, norm)

@@ -12,13 +12,15 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from cm3jax.config import build, fingerprint
-from cm3jax.data.loader import LoaderConfig, batches
+from cm3jax.data.loader import device_batches
 from cm3jax.data.rng import Purpose, generator
 from cm3jax.data.sources.open import open_source
 from cm3jax.data.sources.source import Reason, RejectError, Source
 from cm3jax.models.reader import Reader, ReaderConfig, with_params
 from cm3jax.optim import OptimConfig
+from cm3jax.parallel.specs import batch_sharding, replicated
 from cm3jax.perf.traced import forward_flops
+from cm3jax.reliability.anomaly import AnomalyConfig
 from cm3jax.reliability.checkpoint import load_params, read_run_config
 from cm3jax.state import TrainState
 from cm3jax.tasks.network import Network
@@ -43,6 +45,7 @@ class ReaderTaskConfig:
     optim: OptimConfig = OptimConfig(
         learning_rate=4e-3, warmup_steps=30, b2=0.98, decay="cosine", final_ratio=0.01, weight_decay=0.05
     )
+    anomaly: AnomalyConfig = AnomalyConfig()
     batch_size: int = 32
     blur: float = 0.5
     noise: float = 0.1
@@ -121,16 +124,30 @@ class ReaderTask:
 
     def __init__(self, config: ReaderTaskConfig, *, seed: int, steps: int):
         self.config, self.seed = config, seed
-        self.examples = ReaderExamples(open_source(config.source), config.model, seed)
-        self._validation = ReaderExamples(open_source(config.valid), config.model, seed)
         self.batch_size = self.units_per_batch = config.batch_size
-        self._network = Network(lambda rngs: Reader(config.model, rngs), config.optim, steps)
+        self._network = Network(lambda rngs: Reader(config.model, rngs), config.optim, config.anomaly, steps)
         self.init, self.state_specs = self._network.init, self._network.state_specs
         side = config.model.image_size
         pictures = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.float32)
         # Backward: once more for the weights and once more for the activations.
         self.flops_per_batch = 3.0 * forward_flops(self._logits, self._network.abstract, pictures)
-        self._valid_step = jax.jit(self._correct)
+        self._valid_step = jax.jit(lambda params, batch: replicated(self._correct(params, batch)))
+
+    @functools.cached_property
+    def examples(self) -> ReaderExamples:
+        """The training pictures; opens their source."""
+        return ReaderExamples(open_source(self.config.source), self.config.model, self.seed)
+
+    @functools.cached_property
+    def _validation(self) -> ReaderExamples:
+        return ReaderExamples(open_source(self.config.valid), self.config.model, self.seed)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        side, attributes = self.config.model.image_size, len(self.config.model.attributes)
+        return {
+            "image": jax.ShapeDtypeStruct((self.batch_size, side, side, 3), jnp.uint8),
+            "labels": jax.ShapeDtypeStruct((self.batch_size, attributes), jnp.int32),
+        }
 
     def data_fingerprint(self) -> str:
         return fingerprint([self.examples.fingerprint, self.batch_size])
@@ -144,18 +161,18 @@ class ReaderTask:
             return self._loss(self._logits(params, images), batch["labels"])
 
         loss, grads = jax.value_and_grad(objective)(state.params)
-        state, metrics = self._network.update(state, grads)
+        state, metrics = self._network.update(state, grads, loss)
         return state, {"loss": loss} | metrics
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Accuracy on the validation source, of each attribute and their mean."""
-        total = len(self._validation.source)
-        size = min(self.batch_size, total)
+        steps = max(1, len(self._validation.source) // self.batch_size)
+        rows = batch_sharding(jax.sharding.get_mesh())
         correct = [
             jax.device_get(self._valid_step(state.params, batch))
-            for batch in batches(self._validation, size, steps=total // size, config=LoaderConfig(threads=0))
+            for batch in device_batches(self._validation, self.batch_size, 0, steps, rows)
         ]
-        accuracy = np.concatenate(correct).mean(0)
+        accuracy = np.mean(correct, axis=0)
         names = [f"accuracy_{name}" for name, _ in self.config.model.attributes]
         return {"accuracy": float(accuracy.mean())} | dict(zip(names, accuracy.tolist(), strict=True))
 
@@ -169,10 +186,11 @@ class ReaderTask:
         ]
         return jnp.stack(losses).sum()
 
-    def _correct(self, params: Any, batch: Batch) -> Float[Array, "B A"]:
+    def _correct(self, params: Any, batch: Batch) -> Float[Array, " A"]:
+        """Share of the pictures whose attribute is told, of each attribute."""
         logits = self._logits(params, to_float(batch["image"]))
         told = jnp.stack([scores.argmax(-1) for scores in logits], axis=-1)
-        return (told == batch["labels"]).astype(jnp.float32)
+        return (told == batch["labels"]).mean(axis=0)
 
 
 def degrade(images: Float[Array, "B S S 3"], key: jax.Array, blur: float, noise: float) -> Float[Array, "B S S 3"]:

@@ -34,6 +34,9 @@ class Task(Protocol):
     def flops_per_batch(self) -> float:
         """Model FLOPs of forward + backward for one global batch, by the task's formula."""
 
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Arrays of a global batch; known without opening the data."""
+
     def init(self, key: jax.Array) -> TrainState:
         """Fresh state; pure, run under `jit` so that arrays are born sharded."""
 

@@ -1,6 +1,7 @@
 """Task `vqgan`: trains the image tokenizer and its discriminator, both updated from one forward pass."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -14,17 +15,18 @@ from jaxtyping import Array, Float, Int
 
 from cm3jax.config import fingerprint
 from cm3jax.data.images import ImageConfig, ImageExamples
-from cm3jax.data.loader import batches, prefetch_to_device, process_slot
+from cm3jax.data.loader import device_batches
 from cm3jax.data.sources.open import open_source
 from cm3jax.losses import adaptive_weight, generator_loss, hinge_discriminator_loss, psnr, reconstruction_loss
 from cm3jax.models.discriminator import Discriminator, DiscriminatorConfig
 from cm3jax.models.perceptual import load_lpips, lpips
 from cm3jax.models.quantizer import code_counts, perplexity, revive, usage_share
 from cm3jax.models.vqgan import VQGAN, VQGANConfig
-from cm3jax.optim import OptimConfig, apply_gradients, fresh_state, opt_state_specs, schedule
-from cm3jax.parallel.specs import batch_sharding, weight_specs
+from cm3jax.optim import OptimConfig, apply_updates, opt_state_specs, schedule
+from cm3jax.parallel.specs import batch_sharding, replicated, weight_specs
 from cm3jax.perf.traced import forward_flops
-from cm3jax.state import TrainState
+from cm3jax.reliability.anomaly import AnomalyConfig, fresh_guard, guard_specs, guarded
+from cm3jax.state import TrainState, fresh_state
 from cm3jax.tasks.task import Batch, Metrics
 from cm3jax.tokens.image import to_float
 
@@ -91,6 +93,7 @@ class VQGANTaskConfig:
     model: VQGANConfig
     data: ImageDataConfig
     loss: VQGANLossConfig = VQGANLossConfig()
+    anomaly: AnomalyConfig = AnomalyConfig()
     batch_size: int = 192
     learning_rate: float = 1e-4
     disc_learning_rate: float = 1e-4
@@ -146,10 +149,10 @@ class VQGANTask:
     unit = "images"
 
     def __init__(self, config: VQGANTaskConfig, *, seed: int, steps: int):
-        """Opens the data and reads the perceptual weights.
+        """Reads the perceptual weights.
 
         Raises:
-          ValueError, FileNotFoundError: a source or a weight file cannot be used.
+          ValueError, FileNotFoundError: a weight file cannot be used.
         """
         self.config, self.seed = config, seed
         self._graphs, self._abstract = {}, {}
@@ -157,11 +160,26 @@ class VQGANTask:
             self._graphs[name], self._abstract[name] = nnx.split(nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))))
         self._lpips = _load_perceptual(config.loss.perceptual)
         self._optimizer = _optimizer(config, steps)
-        self.examples = _examples(config, config.data.source, "train", seed)
-        self._valid = _examples(config, config.data.valid or config.data.source, "valid", 0)
-        self._evaluate_batch = jax.jit(self._evaluation)
+        self._evaluate_batch = jax.jit(lambda params, batch: replicated(self._evaluation(params, batch)))
         self.batch_size = self.units_per_batch = config.batch_size
         self.flops_per_batch = config.batch_size * self._flops_per_image()
+
+    @functools.cached_property
+    def examples(self) -> ImageExamples:
+        """The training pictures; opens their source.
+
+        Raises:
+          ValueError, FileNotFoundError: the source cannot be used.
+        """
+        return _examples(self.config, self.config.data.source, "train", self.seed)
+
+    @functools.cached_property
+    def _valid(self) -> ImageExamples:
+        return _examples(self.config, self.config.data.valid or self.config.data.source, "valid", 0)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        side = self.config.model.resolution
+        return {"image": jax.ShapeDtypeStruct((self.batch_size, side, side, 3), jnp.uint8)}
 
     def init(self, key: jax.Array) -> TrainState:
         keys = jax.random.split(key, len(self._graphs))
@@ -173,14 +191,14 @@ class VQGANTask:
         idle = jnp.full(self.config.model.codes, self.config.revive_after, jnp.int32)
         # A copy: the step is given the whole state to overwrite, and may not be given one buffer twice.
         extra = {"ema": jax.tree.map(jnp.copy, params["generator"]), "idle": idle}
-        return fresh_state(params, self._optimizer.init(params), extra)
+        return fresh_state(params, self._optimizer.init(params), fresh_guard(self.config.anomaly), extra)
 
     def state_specs(self) -> TrainState:
         specs = {name: weight_specs(state) for name, state in self._abstract.items()}
         abstract = {name: nnx.to_pure_dict(state) for name, state in self._abstract.items()}
         moments = opt_state_specs(self._optimizer, abstract, specs)
-        scalar: Any = P()
-        return TrainState(scalar, specs, moments, {"ema": specs["generator"], "idle": P()}, scalar)
+        step: Any = P()
+        return TrainState(step, specs, moments, {"ema": specs["generator"], "idle": P()}, guard_specs())
 
     def data_fingerprint(self) -> str:
         return fingerprint([self.examples.fingerprint, self.config.batch_size])
@@ -188,8 +206,9 @@ class VQGANTask:
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update of generator and discriminator, both from the generator's present reconstructions."""
         found = self.gradients(state, to_float(batch["image"]))
-        state, update = apply_gradients(self._optimizer, state, found.gradients)
-        state, moved = self._maintain(state, found)
+        updated, norm = apply_updates(self._optimizer, state, found.gradients)
+        updated, moved = self._maintain(updated, found)
+        state, update = guarded(self.config.anomaly, state, updated, found.metrics["reconstruction_loss"], norm)
         counts = code_counts(found.codes, self.config.model.codes)
         usage = {"codebook_perplexity": perplexity(counts), "codebook_usage": usage_share(counts), "revived": moved}
         return state, found.metrics | usage | update
@@ -224,9 +243,8 @@ class VQGANTask:
         size = self.batch_size
         steps = max(1, min(self.config.valid_images, len(self._valid.source)) // size)
         rows = batch_sharding(jax.sharding.get_mesh())
-        pictures = batches(self._valid, size, 0, steps, *process_slot(rows, size))
         totals: dict[str, Any] = {}
-        for batch in prefetch_to_device(pictures, rows):
+        for batch in device_batches(self._valid, size, 0, steps, rows):
             found = jax.device_get(self._evaluate_batch(state.extra["ema"], batch))
             totals = {name: totals.get(name, 0.0) + value for name, value in found.items()}
         counts = totals.pop("counts")
@@ -270,14 +288,15 @@ class VQGANTask:
     def _maintain(self, state: TrainState, found: Gradients) -> tuple[TrainState, Float[Array, ""]]:
         """Averages the generator and moves dead codes, in the average too; returns how many were moved."""
         generator, size = state.params["generator"], self.config.model.codes
-        decay = jnp.minimum(self.config.ema_decay, (1 + state.step) / (10 + state.step))
+        done = state.step + 1
+        decay = jnp.minimum(self.config.ema_decay, (1 + done) / (10 + done))
         ema = optax.incremental_update(generator, state.extra["ema"], 1 - decay)
         moved = revive(
             generator["quantize"]["embedding"],
             state.extra["idle"],
             code_counts(found.codes, size),
             found.latents,
-            jax.random.fold_in(jax.random.key(self.seed), state.step),
+            jax.random.fold_in(jax.random.key(self.seed), done),
             self.config.revive_after,
         )
         averaged = jnp.where(moved.dead[:, None], moved.codebook, ema["quantize"]["embedding"])

@@ -11,7 +11,7 @@ from flax import nnx
 from cm3jax.models.discriminator import Discriminator, DiscriminatorConfig
 from cm3jax.models.perceptual import STAGES, LPIPSWeights, load_lpips, lpips
 from cm3jax.models.vqgan import VQGAN, VQGANConfig
-from cm3jax.optim import fresh_state
+from cm3jax.state import fresh_state
 from cm3jax.tasks.vqgan import ImageDataConfig, VQGANLossConfig, VQGANTask, VQGANTaskConfig
 
 torch = pytest.importorskip("torch")
@@ -298,7 +298,7 @@ def test_gradients_of_one_training_step(images):
         "generator": to_tree(generator.named_parameters()),
         "discriminator": to_tree(discriminator.named_parameters()),
     }
-    state = fresh_state(params, {})
+    state = fresh_state(params, {}, {})
 
     @jax.jit
     def ours(step):

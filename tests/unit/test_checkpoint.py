@@ -37,7 +37,9 @@ def saved(tmp_path):
 def test_round_trip_with_note(saved):
     checkpoints = Checkpoints(saved, CheckpointConfig())
     assert checkpoints.steps() == [1, 2, 3]
-    assert checkpoints.note(2) == {"data": "d", "seconds": 3.0}
+    note = checkpoints.note(2)
+    assert len(note.pop("checksums")) == len(jax.tree.leaves(state(0)))
+    assert note == {"data": "d", "seconds": 3.0}
     assert_same(checkpoints.restore(2, abstract(state(0))), state(2))
     step, newest = checkpoints.restore_newest(abstract(state(0)))
     assert step == 3
@@ -66,10 +68,79 @@ def test_falls_back_past_a_damaged_checkpoint(saved, damage, caplog):
         else:
             content[len(content) // 2] ^= 0xFF
         file.write_bytes(bytes(content))
-    step, restored = Checkpoints(saved, CheckpointConfig()).restore_newest(abstract(state(0)))
+    checkpoints = Checkpoints(saved, CheckpointConfig())
+    step, restored = checkpoints.restore_newest(abstract(state(0)))
     assert step == 2
     assert_same(restored, state(2))
     assert "falling back" in caplog.text
+    assert (saved / "3.damaged").is_dir() and checkpoints.steps() == [1, 2]
+    checkpoints.save(3, state(3), {})
+    checkpoints.close()
+    assert_same(Checkpoints(saved, CheckpointConfig()).restore_newest(abstract(state(0)))[1], state(3))
+
+
+def test_no_flipped_bit_goes_unnoticed(saved):
+    """One bit of one file of the newest checkpoint, anywhere: it is passed over, or was of no consequence."""
+    files = sorted(p for p in (saved / "3").rglob("*") if p.is_file() and p.stat().st_size)
+    rng = np.random.default_rng(0)
+    passed_over = 0
+    for _ in range(40):
+        file = files[rng.integers(len(files))]
+        whole = file.read_bytes()
+        content = bytearray(whole)
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        file.write_bytes(content)
+        checkpoints = Checkpoints(saved, CheckpointConfig())
+        step, restored = checkpoints.restore_newest(abstract(state(0)))
+        checkpoints.close()
+        assert_same(restored, state(step))
+        if step == 2:
+            passed_over += 1
+            (saved / "3.damaged").rename(saved / "3")
+        file.write_bytes(whole)
+    assert passed_over > 5
+
+
+def test_other_numbers_than_those_saved_are_refused(saved, monkeypatch):
+    """Storage that gives back wrong numbers without an error."""
+    checkpoints = Checkpoints(saved, CheckpointConfig())
+    load = checkpoints._manager.load_checkpointables
+
+    def wrong(step, items):
+        found = load(step, items)
+        found["params"]["w"] = found["params"]["w"].at[3, 3].add(1e-6)
+        return found
+
+    monkeypatch.setattr(checkpoints._manager, "load_checkpointables", wrong)
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 .* is damaged: checksums differ .* of params/w$"):
+        checkpoints.restore(2, abstract(state(0)))
+
+
+def test_when_no_checkpoint_can_be_read_none_is_touched(saved):
+    for file in (p for p in saved.rglob("d/*") if p.is_file()):
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints \[1, 2, 3\] .* can be read"):
+        Checkpoints(saved, CheckpointConfig()).restore_newest(abstract(state(0)))
+    assert Checkpoints(saved, CheckpointConfig()).steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("min", [2, 5]), ("max", [4, 5])])
+def test_the_best_checkpoint_is_kept(tmp_path, mode, kept):
+    config = CheckpointConfig(keep=1, best=1, best_metric="loss", best_mode=mode)
+    checkpoints = Checkpoints(tmp_path, config)
+    for step, loss in enumerate([3.0, 1.0, 2.0, 4.0, None], start=1):
+        checkpoints.save(step, state(step), {}, None if loss is None else {"loss": loss, "other": 0.0})
+    checkpoints.wait()
+    assert checkpoints.steps() == kept
+    with pytest.raises(CheckpointError, match="best_metric 'loss': evaluation has only other"):
+        checkpoints.save(6, state(6), {}, {"other": 1.0})
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("values", [{"every": 0}, {"keep": 0}, {"every_minutes": -1.0}, {"best": 1}])
+def test_bad_configs_are_refused(values):
+    with pytest.raises(ValueError, match="expected every >= 1|best_metric is not given"):
+        CheckpointConfig(**values)
 
 
 def test_a_named_missing_step_is_an_error(saved):

@@ -58,6 +58,7 @@ def config(records, **changes):
         "model": model,
         "train": (DatasetConfig(str(records / "train")),),
         "valid": (DatasetConfig(str(records / "valid")),),
+        "vocabulary": VOCABULARY,
         "image_tokenizer": "none",
         "text_tokenizer": "none",
         "plan": PlanConfig(64),
@@ -119,8 +120,10 @@ def test_batches_hold_the_documents(records):
 
 def test_another_vocabulary_is_refused(records):
     model = dataclasses.replace(config(records).model, vocab_size=384)
-    with pytest.raises(ConfigError, match="lm.model.vocab_size is 384, the records' 352"):
-        LMTask(config(records, model=model), seed=0, steps=1)
+    vocabulary = dataclasses.replace(VOCABULARY, size=384)
+    task = LMTask(config(records, model=model, vocabulary=vocabulary), seed=0, steps=1)
+    with pytest.raises(ConfigError, match=r"lm.vocabulary is .*size=384.*train Vocabulary.*size=352"):
+        task.data_fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,7 @@ def test_another_vocabulary_is_refused(records):
     [
         ({"accumulate": 3}, "batch_size 8 is not divisible by accumulate 3"),
         ({"plan": PlanConfig(128)}, "more than model"),
+        ({"vocabulary": Vocabulary()}, "vocab_size 352 is not vocabulary.size 65536"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(records, changes, message):

@@ -14,10 +14,13 @@ from jax.sharding import PartitionSpec as P
 from cm3jax import loop
 from cm3jax.loop import RunConfig
 from cm3jax.metrics import read_metrics
-from cm3jax.optim import apply_gradients, fresh_state, opt_state_specs
+from cm3jax.optim import apply_updates, opt_state_specs
+from cm3jax.reliability.anomaly import AnomalyConfig, fresh_guard, guard_specs, guarded
 from cm3jax.reliability.checkpoint import CheckpointConfig, CheckpointError
+from cm3jax.state import TrainState, fresh_state
 
 SGD = optax.adam(1e-2)
+ANOMALY = AnomalyConfig()
 
 
 class Rows:
@@ -42,20 +45,24 @@ class LineTask:
 
     def init(self, key):
         params = {"w": jax.random.normal(key, (4, 1))}
-        return fresh_state(params, SGD.init(params))
+        return fresh_state(params, SGD.init(params), fresh_guard(ANOMALY))
 
     def state_specs(self):
         params = {"w": P()}
-        return fresh_state({}, ()).replace(
-            step=P(), skipped=P(), params=params, opt_state=opt_state_specs(SGD, {"w": jnp.zeros((4, 1))}, params)
-        )
+        moments = opt_state_specs(SGD, {"w": jnp.zeros((4, 1))}, params)
+        return TrainState(P(), params, moments, {}, guard_specs())
+
+    def batch_shapes(self):
+        sizes = {"x": 4, "y": 1}
+        return {name: jax.ShapeDtypeStruct((self.batch_size, size), jnp.float32) for name, size in sizes.items()}
 
     def step(self, state, batch):
         def loss(params):
             return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
 
         value, grads = jax.value_and_grad(loss)(state.params)
-        state, metrics = apply_gradients(SGD, state, grads)
+        updated, norm = apply_updates(SGD, state, grads)
+        state, metrics = guarded(ANOMALY, state, updated, value, norm)
         return state, {"loss": value} | metrics
 
     def data_fingerprint(self):
