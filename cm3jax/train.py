@@ -1,19 +1,26 @@
 """The training entry point: from a resolved configuration to a run in a directory."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
 from cm3jax import loop
 from cm3jax.config import ConfigError, dumps, fingerprint, to_dict
+from cm3jax.evals.run_report import write_run_report
 from cm3jax.files import write_atomic
 from cm3jax.loop import RunConfig
+from cm3jax.parallel.distributed import barrier
 from cm3jax.reliability.checkpoint import read_run_config
 from cm3jax.state import TrainState
 from cm3jax.tasks.lm import LMConfig, LMTask
 from cm3jax.tasks.reader import ReaderTask, ReaderTaskConfig
 from cm3jax.tasks.task import Task
 from cm3jax.tasks.vqgan import VQGANTask, VQGANTaskConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +64,13 @@ def train(config: Config, workdir: Path, task: Task | None = None) -> TrainState
     path = workdir / "config.json"
     if path.exists():
         _check_same_run(read_run_config(workdir), to_dict(config), workdir)
-    write_atomic(path, dumps(config).encode())
-    return loop.run(task or make_task(config), config.run, workdir, seed=config.seed, fingerprint=fingerprint(config))
+    barrier("the comparison with the configuration of the run")
+    if jax.process_index() == 0:
+        write_atomic(path, dumps(config).encode())
+    state = loop.run(task or make_task(config), config.run, workdir, seed=config.seed, fingerprint=fingerprint(config))
+    if jax.process_index() == 0:
+        logger.info("report: %s", write_run_report(workdir))
+    return state
 
 
 def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:

@@ -18,6 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
@@ -55,3 +56,39 @@ def tiny_vocabulary() -> Vocabulary:
 def one_device_mesh() -> jax.sharding.Mesh:
     """All four axes, each of size one."""
     return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def scene_records(tmp_path_factory) -> Path:
+    """A folder with the records `train` (48) and `valid` (12) of scenes, with 16 image tokens each.
+
+    In the place of an image tokenizer: the brightness of each of 4 x 4 cells, in eight steps.
+    """
+    from cm3jax.data.sources.scenes import ScenesSource
+    from cm3jax.data.tokenize import tokenize_source
+    from cm3jax.tokens.text import train_text_tokenizer
+
+    vocabulary = Vocabulary(text_size=320, image_size=8, sentinels=8, size=352)
+    size, grid = 32, 4
+
+    def brightness(images):
+        cells = images.reshape(len(images), grid, size // grid, grid, size // grid, 3).mean((2, 4, 5))
+        return (cells // 32).astype(np.int32).reshape(len(images), -1)
+
+    folder = tmp_path_factory.mktemp("scene_records")
+    sources = {"train": ScenesSource("train", 48, size), "valid": ScenesSource("valid", 12, size)}
+    lines = [sources["train"][i].segments[0].text for i in range(48)]
+    tokenizer = train_text_tokenizer(lines, vocabulary.text_size, folder / "text.model")
+    for split, source in sources.items():
+        tokenize_source(
+            source,
+            folder / split,
+            split,
+            brightness,
+            tokenizer,
+            vocabulary,
+            size,
+            image_tokens=grid * grid,
+            image_tokenizer="brightness",
+        )
+    return folder

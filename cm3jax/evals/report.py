@@ -117,13 +117,20 @@ class Report:
             self._parts.append(f'<figure class="chart">{_caption(title)}<p class="quiet">no values</p></figure>')
             return
         svg = line_chart(drawn, log=log, identity=f"chart-{next(self._chart_numbers)}")
-        legend = "".join(
-            f'<li><span style="background:{series_colour(index)}"></span>{_escape(name)}</li>'
-            for index, name in enumerate(drawn)
-        )
         labelled = svg.replace("<svg", f'<svg role="img" aria-label="{_escape(title)}"', 1)
+        self._parts.append(f'<figure class="chart">{_caption(title)}{labelled}{_legend(drawn)}</figure>')
+
+    def shares(self, parts: Mapping[str, float], title: str) -> None:
+        """One bar of which each part (name -> amount, not negative) takes its share; parts of 0 are left out."""
+        total = sum(parts.values())
+        drawn = {f"{name} {amount / total:.1%}": amount / total for name, amount in parts.items() if amount}
+        bar = "".join(
+            f'<span style="width:{share:.4%};background:{series_colour(index)}"></span>'
+            for index, share in enumerate(drawn.values())
+        )
         self._parts.append(
-            f'<figure class="chart">{_caption(title)}{labelled}<ul class="legend">{legend}</ul></figure>'
+            f'<figure class="chart">{_caption(title)}<div class="shares" role="img" aria-label="{_escape(title)}">{bar}'
+            f"</div>{_legend(drawn)}</figure>"
         )
 
     def image_grid(self, rows: Iterable[Sequence[tuple[Picture, str]]], title: str = "") -> None:
@@ -220,6 +227,14 @@ def _table_row(tag: str, values: Sequence[Cell], numeric: Sequence[bool]) -> str
 
 def _caption(text: str) -> str:
     return f"<figcaption>{_escape(text)}</figcaption>" if text else ""
+
+
+def _legend(names: Iterable[str]) -> str:
+    entries = "".join(
+        f'<li><span style="background:{series_colour(index)}"></span>{_escape(name)}</li>'
+        for index, name in enumerate(names)
+    )
+    return f'<ul class="legend">{entries}</ul>'
 
 
 def _captioned_img(picture: Picture, caption: str) -> str:

@@ -10,54 +10,23 @@ from cm3jax.data.cm3 import invert
 from cm3jax.data.loader import batches
 from cm3jax.data.plan import PlanConfig
 from cm3jax.data.records import Records
-from cm3jax.data.sources.scenes import ScenesSource
-from cm3jax.data.tokenize import tokenize_source
 from cm3jax.loop import RunConfig
 from cm3jax.metrics import read_metrics
 from cm3jax.models.config import cm3leon
 from cm3jax.optim import OptimConfig
 from cm3jax.parallel.mesh import MeshConfig
 from cm3jax.tasks.lm import DatasetConfig, LMConfig, LMTask
-from cm3jax.tokens.text import train_text_tokenizer
 from cm3jax.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=320, image_size=8, sentinels=8, size=352)
-SIZE, GRID = 32, 4
 
 
-def brightness(images):
-    """Stands for an image tokenizer: the brightness of each of 4 x 4 cells, in eight steps."""
-    cells = images.reshape(len(images), GRID, SIZE // GRID, GRID, SIZE // GRID, 3).mean((2, 4, 5))
-    return (cells // 32).astype(np.int32).reshape(len(images), -1)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records")
-    sources = {"train": ScenesSource("train", 48, SIZE), "valid": ScenesSource("valid", 12, SIZE)}
-    lines = [sources["train"][i].segments[0].text for i in range(48)]
-    tokenizer = train_text_tokenizer(lines, VOCABULARY.text_size, folder / "text.model")
-    for split, source in sources.items():
-        tokenize_source(
-            source,
-            folder / split,
-            split,
-            brightness,
-            tokenizer,
-            VOCABULARY,
-            SIZE,
-            image_tokens=GRID * GRID,
-            image_tokenizer="brightness",
-        )
-    return folder
-
-
-def config(records, **changes):
+def config(scene_records, **changes):
     model = dataclasses.replace(cm3leon(32, 2, 2, VOCABULARY.size, 64), init_std=0.05, position_std=0.05)
     values = {
         "model": model,
-        "train": (DatasetConfig(str(records / "train")),),
-        "valid": (DatasetConfig(str(records / "valid")),),
+        "train": (DatasetConfig(str(scene_records / "train")),),
+        "valid": (DatasetConfig(str(scene_records / "valid")),),
         "vocabulary": VOCABULARY,
         "image_tokenizer": "none",
         "text_tokenizer": "none",
@@ -69,14 +38,14 @@ def config(records, **changes):
     return LMConfig(**values | changes)
 
 
-def losses(records, tmp_path, mesh, steps=6, **changes):
-    task = LMTask(config(records, **changes), seed=1, steps=steps)
+def losses(scene_records, tmp_path, mesh, steps=6, **changes):
+    task = LMTask(config(scene_records, **changes), seed=1, steps=steps)
     loop.run(task, RunConfig(steps=steps, log_every=1, mesh=mesh), tmp_path, seed=1, fingerprint="f")
     return read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_learns_and_reports_each_modality(records, tmp_path):
-    metrics = losses(records, tmp_path, MeshConfig(), steps=30)
+def test_learns_and_reports_each_modality(scene_records, tmp_path):
+    metrics = losses(scene_records, tmp_path, MeshConfig(), steps=30)
     loss = metrics["loss"][1]
     assert loss[-1] < 0.75 * loss[0]
     assert {"text_loss", "image_loss", "tokens_per_second", "mfu"} <= set(metrics)
@@ -85,43 +54,43 @@ def test_learns_and_reports_each_modality(records, tmp_path):
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)])
-def test_the_mesh_does_not_change_the_losses(records, tmp_path, mesh):
-    one = losses(records, tmp_path / "one", MeshConfig(data=1, fsdp=1, replica=-1))
-    other = losses(records, tmp_path / "other", mesh)
+def test_the_mesh_does_not_change_the_losses(scene_records, tmp_path, mesh):
+    one = losses(scene_records, tmp_path / "one", MeshConfig(data=1, fsdp=1, replica=-1))
+    other = losses(scene_records, tmp_path / "other", mesh)
     np.testing.assert_allclose(other["loss"][1], one["loss"][1], rtol=1e-5)
 
 
-def test_microbatches_give_the_update_of_the_whole_batch(records, tmp_path):
+def test_microbatches_give_the_update_of_the_whole_batch(scene_records, tmp_path):
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    whole = losses(records, tmp_path / "whole", mesh)
-    parts = losses(records, tmp_path / "parts", mesh, accumulate=2)
+    whole = losses(scene_records, tmp_path / "whole", mesh)
+    parts = losses(scene_records, tmp_path / "parts", mesh, accumulate=2)
     np.testing.assert_allclose(parts["loss"][1], whole["loss"][1], rtol=1e-5)
     np.testing.assert_allclose(parts["grad_norm"][1], whole["grad_norm"][1], rtol=1e-4)
 
 
-def test_batch_i_directly_equals_batch_i_reached_by_iterating(records):
-    task = LMTask(config(records), seed=1, steps=30)
+def test_batch_i_directly_equals_batch_i_reached_by_iterating(scene_records):
+    task = LMTask(config(scene_records), seed=1, steps=30)
     iterated = list(batches(task.examples, 8, 0, 25))
     for i in (0, 1, 7, 24):
         direct = next(batches(task.examples, 8, i, 1))
         jax.tree.map(np.testing.assert_array_equal, direct, iterated[i])
 
 
-def test_batches_hold_the_documents(records):
+def test_batches_hold_the_documents(scene_records):
     """Undoing the objective on a whole epoch gives every record, framed, once."""
-    task = LMTask(config(records), seed=1, steps=30)
+    task = LMTask(config(scene_records), seed=1, steps=30)
     plan = task.examples.plans.epoch(0)
     stream = np.concatenate([invert(task.examples[i]["tokens"], VOCABULARY) for i in range(len(plan))])
     ends = np.flatnonzero(stream == VOCABULARY.eos)
     documents = [tuple(stream[a + 1 : b]) for a, b in zip(ends[::2], ends[1::2], strict=True)]
-    found = Records(records / "train")
+    found = Records(scene_records / "train")
     assert sorted(documents) == sorted(tuple(found[i].ids) for i in range(len(found)))
 
 
-def test_another_vocabulary_is_refused(records):
-    model = dataclasses.replace(config(records).model, vocab_size=384)
+def test_another_vocabulary_is_refused(scene_records):
+    model = dataclasses.replace(config(scene_records).model, vocab_size=384)
     vocabulary = dataclasses.replace(VOCABULARY, size=384)
-    task = LMTask(config(records, model=model, vocabulary=vocabulary), seed=0, steps=1)
+    task = LMTask(config(scene_records, model=model, vocabulary=vocabulary), seed=0, steps=1)
     with pytest.raises(ConfigError, match=r"lm.vocabulary is .*size=384.*train Vocabulary.*size=352"):
         task.data_fingerprint()
 
@@ -134,15 +103,15 @@ def test_another_vocabulary_is_refused(records):
         ({"vocabulary": Vocabulary()}, "vocab_size 352 is not vocabulary.size 65536"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(records, changes, message):
+def test_sizes_that_do_not_fit_are_refused(scene_records, changes, message):
     with pytest.raises(ValueError, match=message):
-        config(records, **changes)
+        config(scene_records, **changes)
 
 
-def test_data_fingerprint_follows_the_data_and_the_batch(records):
+def test_data_fingerprint_follows_the_data_and_the_batch(scene_records):
     prints = [
-        LMTask(config(records, **changes), seed=seed, steps=1).data_fingerprint()
+        LMTask(config(scene_records, **changes), seed=seed, steps=1).data_fingerprint()
         for seed, changes in [(0, {}), (1, {}), (0, {"batch_size": 16}), (0, {"plan": PlanConfig(48)})]
     ]
     assert len(set(prints)) == 4
-    assert prints[0] == LMTask(config(records), seed=0, steps=1).data_fingerprint()
+    assert prints[0] == LMTask(config(scene_records), seed=0, steps=1).data_fingerprint()

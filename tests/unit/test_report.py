@@ -12,6 +12,9 @@ from PIL import Image
 
 from cm3jax.evals.plots import PALETTE, line_chart
 from cm3jax.evals.report import Report
+from cm3jax.evals.run_report import write_run_report
+from cm3jax.metrics import MetricsWriter
+from cm3jax.reliability.goodput import Ledger
 
 HOSTILE = """<script>alert(1)</script> " onerror='x' <img src=http://a/b> &amp; {title} $\\frac \x00 \udcff"""
 SHOWN = HOSTILE.replace("\x00", "\ufffd").replace("\udcff", "\ufffd")
@@ -220,3 +223,27 @@ def test_write_is_whole_and_leaves_nothing_else(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     assert html.unescape(path.read_text(encoding="utf-8")).startswith("<!DOCTYPE html>")
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_shares_fill_the_bar_and_are_named():
+    report = Report("r")
+    report.shares({"step": 3.0, HOSTILE: 1.0, "restart": 0.0}, "Time")
+    page = Page(report.render())
+    widths = [float(m) for m in re.findall(r"width:([\d.]+)%", report.render().split("</style>")[1])]
+    assert widths == [75.0, 25.0]
+    assert "step 75.0%" in page.text and f"{SHOWN} 25.0%" in page.text and "restart" not in page.text
+
+
+def test_the_report_of_a_run_has_curves_and_time(tmp_path):
+    with MetricsWriter(tmp_path / "metrics.jsonl") as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": 1 / step, "text_loss": 2 / step, "mfu": 0.5, "eval/psnr": step})
+    seconds = iter([0.0, 1.0, 4.0, 4.0])
+    ledger = Ledger(tmp_path / "goodput.jsonl", lambda: next(seconds))
+    ledger.enter("step")
+    ledger.enter("eval")
+    ledger.close()
+    page = Page(write_run_report(tmp_path).read_text())
+    for text in ("loss", "text_loss", "evaluation: psnr", "init 25.0%", "step 75.0%", "updates", "goodput"):
+        assert text in page.text
+    assert len(page.all("svg")) == 3

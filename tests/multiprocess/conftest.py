@@ -1,0 +1,97 @@
+"""Real processes on one machine, joined as a launcher would join them."""
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Of this machine, at this moment."""
+    return _free_port()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@dataclasses.dataclass
+class Job:
+    """The processes of one `cm3 train`, and what each of them writes."""
+
+    processes: list[subprocess.Popen]
+    logs: list[Path]
+
+    def wait(self, timeout: float = 300) -> list[int]:
+        """Exit statuses; what still runs after `timeout` seconds is killed, which fails the test."""
+        deadline = time.monotonic() + timeout
+        try:
+            return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+
+    def output(self, index: int) -> str:
+        return self.logs[index].read_text()
+
+    def finished(self) -> "Job":
+        """This job, which must end well."""
+        status = self.wait()
+        assert status == [0] * len(status), "\n".join(self.output(i)[-3000:] for i in range(len(status)))
+        return self
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Of a training process: no virtual devices of the test session; compiled programs are kept between processes."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled-jobs"
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return os.environ | {
+        "XLA_FLAGS": " ".join(flags),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@pytest.fixture
+def launch(environment, repo_root, tmp_path, request):
+    """Starts `processes` processes of the training program with `devices` virtual devices each."""
+    started: list[Job] = []
+
+    def start(workdir: Path, *options: str, processes: int = 1, devices: int = 1, **variables: str) -> Job:
+        shared = environment | {"JAX_NUM_CPU_DEVICES": str(devices)} | variables
+        if processes > 1:
+            shared |= {"CM3_PROCESSES": str(processes), "CM3_COORDINATOR": f"127.0.0.1:{_free_port()}"}
+        program = [sys.executable, str(repo_root / "tests" / "jobs" / "train.py"), f"--workdir={workdir}", *options]
+        logs = [tmp_path / f"{workdir.name}-{len(started)}-{i}.log" for i in range(processes)]
+        children = [
+            subprocess.Popen(
+                program,
+                env=shared | {"CM3_PROCESS": str(i)},
+                cwd=repo_root,
+                stdout=log.open("w"),
+                stderr=subprocess.STDOUT,
+            )
+            for i, log in enumerate(logs)
+        ]
+        started.append(Job(children, logs))
+        return started[-1]
+
+    yield start
+    for job in started:
+        job.kill()
