@@ -31,7 +31,8 @@ def get_config(folder: str) -> ConfigDict:
                 "plan": {"length": 64, "packing": "cut"},
                 "batch_size": 8,
                 "loss_chunk": 64,
-                "optim": {"learning_rate": 1e-2, "warmup_steps": 5},
+                # Constant, so that a shorter run is the beginning of a longer one.
+                "optim": {"learning_rate": 1e-3, "warmup_steps": 5, "decay": "constant"},
             },
         }
     )

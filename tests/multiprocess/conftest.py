@@ -1,6 +1,7 @@
 """Real processes on one machine, joined as a launcher would join them."""
 
 import dataclasses
+import hashlib
 import os
 import signal
 import socket
@@ -9,7 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from cm3jax.reliability.checkpoint import load_params
 
 
 @pytest.fixture
@@ -52,6 +57,26 @@ class Job:
         status = self.wait()
         assert status == [0] * len(status), "\n".join(self.output(i)[-3000:] for i in range(len(status)))
         return self
+
+
+@pytest.fixture
+def job_config(scene_records) -> str:
+    """The option that names the configuration of the test job."""
+    return f"--config=tests/jobs/lm.py:{scene_records}"
+
+
+@pytest.fixture
+def digest():
+    """Function from a run directory to (step, SHA-256 of the weights) of its newest checkpoint."""
+
+    def digest(workdir: Path) -> tuple[int, str]:
+        step, params = load_params(workdir / "checkpoints")
+        found = hashlib.sha256()
+        for leaf in jax.tree.leaves(params):
+            found.update(np.asarray(leaf).tobytes())
+        return step, found.hexdigest()
+
+    return digest
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Several real processes as one run: same losses, one stop, and an end when one of them is gone."""
 
-import hashlib
 import os
 import re
 import signal
@@ -8,28 +7,17 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
 from cm3jax.metrics import read_metrics
 from cm3jax.parallel import distributed
-from cm3jax.reliability.checkpoint import load_params
 
 HEARTBEAT = "10"
 
 
 def losses(workdir):
     return read_metrics(workdir / "metrics.jsonl")["loss"]
-
-
-def digest(workdir):
-    """SHA-256 of the weights of the newest checkpoint, and its step."""
-    step, params = load_params(workdir / "checkpoints")
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return step, digest.hexdigest()
 
 
 def wait_for_step(workdir, step, timeout=120):
@@ -43,20 +31,15 @@ def wait_for_step(workdir, step, timeout=120):
 
 
 @pytest.fixture
-def config(scene_records):
-    return f"--config=tests/jobs/lm.py:{scene_records}"
-
-
-@pytest.fixture
-def one_process(launch, config, tmp_path):
-    launch(tmp_path / "one", config, devices=4).finished()
+def one_process(launch, job_config, tmp_path):
+    launch(tmp_path / "one", job_config, devices=4).finished()
     return tmp_path / "one"
 
 
-def test_the_number_of_processes_does_not_change_the_losses(launch, config, one_process, tmp_path):
+def test_the_number_of_processes_does_not_change_the_losses(launch, job_config, one_process, tmp_path):
     for processes in (2, 4):
         workdir = tmp_path / f"of-{processes}"
-        job = launch(workdir, config, processes=processes, devices=4 // processes).finished()
+        job = launch(workdir, job_config, processes=processes, devices=4 // processes).finished()
         np.testing.assert_allclose(losses(workdir)[1], losses(one_process)[1], rtol=1e-6)
         assert not any("Traceback" in job.output(i) for i in range(processes))
         # One process writes for all.
@@ -66,26 +49,26 @@ def test_the_number_of_processes_does_not_change_the_losses(launch, config, one_
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_of_four_stops_all_at_one_step_and_the_rest_is_exact(
-    launch, config, tmp_path, number, scene_records
+    launch, job_config, tmp_path, number, digest
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     longer = "--config.run.steps=120"
-    launch(whole, config, longer, processes=4).finished()
-    job = launch(parts, config, longer, processes=4)
+    launch(whole, job_config, longer, processes=4).finished()
+    job = launch(parts, job_config, longer, processes=4)
     wait_for_step(parts, 12)
     job.processes[2].send_signal(number)
     job.finished()
     stops = {re.search(r"stopped by a signal after step (\d+)", job.output(i)).group(1) for i in range(4)}
     assert len(stops) == 1 and 12 <= int(stops.pop()) < 120
-    launch(parts, config, longer, processes=4).finished()
+    launch(parts, job_config, longer, processes=4).finished()
     assert digest(parts) == digest(whole)
     np.testing.assert_array_equal(losses(parts)[1], losses(whole)[1])
 
 
 @pytest.mark.parametrize("victim", [2, 0])
-def test_when_one_is_killed_the_others_end_in_time_and_name_it(launch, config, tmp_path, victim):
+def test_when_one_is_killed_the_others_end_in_time_and_name_it(launch, job_config, tmp_path, victim):
     workdir = tmp_path / "run"
-    job = launch(workdir, config, "--config.run.steps=100000", processes=4, CM3_HEARTBEAT_SECONDS=HEARTBEAT)
+    job = launch(workdir, job_config, "--config.run.steps=100000", processes=4, CM3_HEARTBEAT_SECONDS=HEARTBEAT)
     wait_for_step(workdir, 10)
     start = time.monotonic()
     job.processes[victim].send_signal(signal.SIGKILL)
