@@ -11,6 +11,7 @@ import jax
 from cm3jax.commands import HelpFormatter, read_config
 from cm3jax.config import build
 from cm3jax.parallel import distributed
+from cm3jax.parallel.departure import Peers, leave
 from cm3jax.train import Config, train
 
 logger = logging.getLogger(__name__)
@@ -37,15 +38,20 @@ def main(argv: list[str]) -> int:
     if options.profile:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, profile_updates=PROFILED_UPDATES))
     group = distributed.from_environment(os.environ)
-    if group is not None:
-        distributed.initialize(group)
+    if group is None:
+        _train(config, options.workdir)
+        return 0
+    distributed.initialize(group)
+    with Peers(group.heartbeat_seconds):
+        try:
+            _train(config, options.workdir)
+        except BaseException as error:
+            logger.debug("failed", exc_info=True)
+            leave(error)
+    return 0
+
+
+def _train(config: Config, workdir: Path) -> None:
     devices = jax.devices()
     logger.info("%d devices: %s", len(devices), devices[0].device_kind)
-    try:
-        train(config, options.workdir)
-    except BaseException as error:
-        if jax.process_count() == 1:
-            raise
-        logger.debug("failed", exc_info=True)
-        distributed.leave(error)
-    return 0
+    train(config, workdir)

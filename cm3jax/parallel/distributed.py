@@ -3,16 +3,13 @@
 The one file that knows JAX's coordination service, which offers bounded waits only through its client object.
 """
 
-import ctypes
 import dataclasses
 import itertools
 import logging
 import os
-import signal
 import socket
-import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,13 +19,8 @@ from jax.experimental import multihost_utils
 logger = logging.getLogger(__name__)
 
 BARRIER_SECONDS = 600.0
-# How long a process that failed waits to hear who else did.
-ROLL_CALL_SECONDS = 10.0
-# Of a process that ends because another one is gone.
-EXIT_CODE = 87
 _PREFIX = "cm3jax"
 _numbers = itertools.count()
-_handlers: list[Any] = []  # that C holds pointers to
 
 
 class BarrierError(RuntimeError):
@@ -96,10 +88,8 @@ def initialize(config: DistributedConfig) -> None:
         initialization_timeout=config.connect_seconds,
         heartbeat_timeout_seconds=config.heartbeat_seconds,
     )
-    client: Any = _distributed.global_state.client
-    client.key_value_set(f"{_PREFIX}/name/{jax.process_index()}", f"{socket.gethostname()}, pid {os.getpid()}")
+    publish("name", f"{socket.gethostname()}, pid {os.getpid()}")
     barrier("the start", config.connect_seconds)
-    _explain_aborts()
     logger.info("%s of %d", describe(jax.process_index()), jax.process_count())
 
 
@@ -110,83 +100,52 @@ def barrier(what: str, seconds: float = BARRIER_SECONDS) -> None:
       BarrierError: some did not come within `seconds`.
     """
     number = next(_numbers)
-    if _distributed.global_state.client is not None:
-        _meet(f"{_PREFIX}/barrier/{number}", what, seconds)
+    if _client() is not None:
+        meet(f"barrier/{number}", what, seconds)
 
 
-def _meet(key: str, what: str, seconds: float) -> None:
-    client: Any = _distributed.global_state.client
-    client.key_value_set(f"{key}/{jax.process_index()}", what)
+def meet(topic: str, what: str, seconds: float) -> None:
+    """A barrier by name, for processes that may not have passed the same barriers before.
+
+    Raises:
+      BarrierError: as `barrier`.
+    """
+    publish(topic, what)
     try:
-        client.wait_at_barrier(key, round(seconds * 1000))
+        _client().wait_at_barrier(f"{_PREFIX}/{topic}", round(seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
-        raise BarrierError(f"waited {seconds:g} s at {what!r} for {_absent(client, key)}") from error
+        came = published(topic)
+        absent = ", ".join(describe(i) for i in range(jax.process_count()) if i not in came)
+        raise BarrierError(f"waited {seconds:g} s at {what!r} for {absent or 'nobody'}") from error
 
 
-def _absent(client: Any, key: str) -> str:
-    came = {int(name.rsplit("/", 1)[1]) for name, _ in client.key_value_dir_get(key)}
-    return ", ".join(describe(i) for i in range(jax.process_count()) if i not in came) or "nobody"
+def publish(topic: str, text: str) -> None:
+    """Says `text` about `topic` in the name of this process; the last word counts."""
+    _client().key_value_set(f"{_PREFIX}/{topic}/{jax.process_index()}", text, allow_overwrite=True)
+
+
+def published(topic: str) -> dict[int, str]:
+    """What each process said about `topic`, of those that did."""
+    return {int(key.rsplit("/", 1)[1]): text for key, text in _client().key_value_dir_get(f"{_PREFIX}/{topic}")}
 
 
 def describe(process: int) -> str:
     """A process by number, host and process id, if it ever said so."""
-    client: Any = _distributed.global_state.client
     try:
-        return f"process {process} ({client.key_value_try_get(f'{_PREFIX}/name/{process}')})"
+        return f"process {process} ({_client().key_value_try_get(f'{_PREFIX}/name/{process}')})"
     except jax.errors.JaxRuntimeError:
         return f"process {process}"
 
 
-def leave(error: BaseException) -> NoReturn:
-    """Ends this process after an error, with a message that says which process is gone or failed first.
-
-    An orderly exit would wait minutes for processes that will never come.
-    """
-    client: Any = _distributed.global_state.client
-    own = f"{type(error).__name__}: {error}"
-    try:
-        client.key_value_set(f"{_PREFIX}/error/{jax.process_index()}", own, allow_overwrite=True)
-        _meet(f"{_PREFIX}/roll-call", "the roll call after an error", ROLL_CALL_SECONDS)
-        errors = dict(client.key_value_dir_get(f"{_PREFIX}/error"))
-        others = [f"{describe(int(key.rsplit('/', 1)[1]))}: {text}" for key, text in errors.items() if text != own]
-        logger.error("%s%s", own, "".join(f"; {other}" for other in others))
-    except BarrierError as absence:
-        logger.error("%s; %s", own, absence)
-    except jax.errors.JaxRuntimeError as failure:
-        logger.error("%s; %s does not answer: %s", own, describe(0), failure)
-    _exit()
-
-
-def _explain_aborts() -> None:
-    """Gives the aborts of JAX's service, which say little, a last line that names who is gone.
-
-    The service ends a process from a thread of its own when the first process, which hosts it, is gone, or when another
-    one was silent for too long; Python's signal handlers do not run then.
-    """
+def leader_address() -> tuple[str, int]:
+    """Host and port of the service that the first process runs."""
     address: Any = _distributed.global_state.coordinator_address
     host, port = address.rsplit(":", 1)
-    leader = describe(0)
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def explain(number: int) -> None:
-        try:
-            socket.create_connection((host, int(port)), timeout=2).close()
-            message = "another process is gone; the lines above have its number"
-        except OSError:
-            message = f"{leader} is gone"
-        print(f"cm3: {message}", file=sys.stderr, flush=True)
-        _exit()
-
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    libc.signal(int(signal.SIGABRT), ctypes.cast(explain, ctypes.c_void_p))
-    _handlers.append(explain)
+    return host, int(port)
 
 
-def _exit() -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(EXIT_CODE)
+def _client() -> Any:
+    return _distributed.global_state.client
 
 
 def all_processes(fact: bool) -> bool:

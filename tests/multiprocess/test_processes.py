@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cm3jax.metrics import read_metrics
-from cm3jax.parallel import distributed
+from cm3jax.parallel.departure import EXIT_CODE, ROLL_CALL_SECONDS
 
 HEARTBEAT = "10"
 
@@ -52,14 +52,14 @@ def test_a_signal_to_one_of_four_stops_all_at_one_step_and_the_rest_is_exact(
     launch, job_config, tmp_path, number, digest
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    longer = "--config.run.steps=120"
+    longer = "--config.run.steps=80"
     launch(whole, job_config, longer, processes=4).finished()
     job = launch(parts, job_config, longer, processes=4)
     wait_for_step(parts, 12)
     job.processes[2].send_signal(number)
     job.finished()
     stops = {re.search(r"stopped by a signal after step (\d+)", job.output(i)).group(1) for i in range(4)}
-    assert len(stops) == 1 and 12 <= int(stops.pop()) < 120
+    assert len(stops) == 1 and 12 <= int(stops.pop()) < 80
     launch(parts, job_config, longer, processes=4).finished()
     assert digest(parts) == digest(whole)
     np.testing.assert_array_equal(losses(parts)[1], losses(whole)[1])
@@ -73,10 +73,10 @@ def test_when_one_is_killed_the_others_end_in_time_and_name_it(launch, job_confi
     start = time.monotonic()
     job.processes[victim].send_signal(signal.SIGKILL)
     status = job.wait(timeout=60)
-    assert time.monotonic() - start < int(HEARTBEAT) + distributed.ROLL_CALL_SECONDS + 10
+    assert time.monotonic() - start < int(HEARTBEAT) + ROLL_CALL_SECONDS + 10
     name = rf"process {victim} \({re.escape(os.uname().nodename)}, pid {job.processes[victim].pid}\)"
     for i in set(range(4)) - {victim}:
-        assert status[i] == distributed.EXIT_CODE, job.output(i)[-3000:]
+        assert status[i] == EXIT_CODE, job.output(i)[-3000:]
         assert re.search(name, job.output(i)), job.output(i)[-3000:]
 
 
