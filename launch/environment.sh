@@ -1,21 +1,9 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it: one Python environment, .venv, at the root of the checkout.
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 VENV="$ROOT/.venv"
-DRY_RUN=""
-
-say() { printf '%s\n' "$*" >&2; }
-
-# Runs a command; with --dry-run, shows it instead.
-run() {
-  if [[ -n "$DRY_RUN" ]]; then
-    printf '%q ' "$@"
-    printf '\n'
-  else
-    "$@"
-  fi
-}
 
 # Prints "3.12" for a Python that works, nothing otherwise (a pyenv shim may stand for a Python that is not there).
 python_minor() {
