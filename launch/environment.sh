@@ -4,9 +4,14 @@
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 VENV="$ROOT/.venv"
+FETCHED="" # a Python that --dry-run only says it would fetch
 
 # Prints "3.12" for a Python that works, nothing otherwise (a pyenv shim may stand for a Python that is not there).
 python_minor() {
+  if [[ -n "$FETCHED" && "$1" == "$FETCHED" ]]; then
+    printf '3.12\n'
+    return
+  fi
   "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
 }
 
@@ -34,6 +39,20 @@ find_python() {
   fi
   say "no versions are pinned for Python $(python_minor "$newer"): installing the newest that setup.py allows"
   printf '%s\n' "$newer"
+}
+
+# Lets uv bring a Python, into $PYTHON, for machines whose own is too old (the system of TPU VMs has 3.10).
+fetch_python() {
+  local uv="$ROOT/.uv"
+  say "fetching Python 3.12 with uv"
+  run python3 -m pip install --quiet --disable-pip-version-check --upgrade --target="$uv" \
+    --constraint="$ROOT/constraints-3.12.txt" uv || return 1
+  run "$uv/bin/uv" python install 3.12 || return 1
+  if [[ -n "$DRY_RUN" ]]; then
+    FETCHED=python3.12 PYTHON=python3.12
+  else
+    PYTHON="$("$uv/bin/uv" python find --no-project 3.12)"
+  fi
 }
 
 # Makes .venv where there is none that works.

@@ -3,14 +3,9 @@
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/default.sh"
 
-# Weights that fsdp shards are gathered while the matrix units work on the layer before, in several steps beside one
-# fusion: without overlap, every layer waits for its weights. Newer compilers do most of this by themselves; it is said
-# here for the older ones. Source: XLA's flags guidance; the v5e, v5p and v6e recipes of MaxText set the same five.
-default_flag LIBTPU_INIT_ARGS --xla_enable_async_all_gather=true
-default_flag LIBTPU_INIT_ARGS --xla_tpu_enable_async_collective_fusion=true
-default_flag LIBTPU_INIT_ARGS --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
-default_flag LIBTPU_INIT_ARGS --xla_tpu_enable_async_collective_fusion_multiple_steps=true
-default_flag LIBTPU_INIT_ARGS --xla_tpu_overlap_compute_collective_tc=true
+# Left out on purpose: --xla_enable_async_all_gather and the --xla_tpu_enable_async_collective_fusion* family of many
+# published recipes. The compiler chooses them by itself where they are right, and libtpu 0.0.50 refuses a program that
+# forces them on anything but v5e.
 
 # Between slices: the gradients' all-reduce of one layer runs during the gradient of the next, also where the sizes
 # differ. Without slices they change nothing. Source: recipes of MaxText and compiler options of AXLearn.

@@ -3,8 +3,9 @@
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 
-# The two cores of a chip work as one device on dense layers. Source: v4 recipes of MaxText.
-default_variable TPU_MEGACORE MEGACORE_DENSE
+# The two cores of a chip work as one device, for which the peak rate of this chip is meant. Source: PyTorch/XLA sets this
+# variable on v4; libtpu reads it.
+default_variable TPU_MEGACORE megacore_dense
 
 # On by itself only from v5 on. Source: compiler options of AXLearn.
 default_flag LIBTPU_INIT_ARGS --xla_enable_async_collective_permute=true
