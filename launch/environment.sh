@@ -51,7 +51,7 @@ fetch_python() {
   if [[ -n "$DRY_RUN" ]]; then
     FETCHED=python3.12 PYTHON=python3.12
   else
-    PYTHON="$("$uv/bin/uv" python find --no-project 3.12)"
+    PYTHON="$("$uv/bin/uv" python find --no-project --managed-python 3.12)"
   fi
 }
 
