@@ -11,6 +11,7 @@ import jax
 from cm3jax.commands import HelpFormatter, read_config
 from cm3jax.config import build
 from cm3jax.parallel import distributed
+from cm3jax.reliability import preemption
 from cm3jax.train import Config, train
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ EPILOG = """any value of the file is overridden with --config.KEY=VALUE; the sam
 
 example:
   cm3 train --config=configs/lm/350m.py --workdir=runs/lm --config.lm.optim.learning_rate=3e-4
+
+exit status: 0 finished, 85 left before the last update because a signal asked, 86 hung, 87 another process is gone
 
 several processes: see launch/, whose scripts set CM3_PROCESSES, CM3_PROCESS and CM3_COORDINATOR, or CM3_CLUSTER=1
 """
@@ -42,10 +45,10 @@ def main(argv: list[str]) -> int:
     devices = jax.devices()
     logger.info("%d devices: %s", len(devices), devices[0].device_kind)
     try:
-        train(config, options.workdir)
+        state = train(config, options.workdir)
     except BaseException as error:
         if jax.process_count() == 1:
             raise
         logger.debug("failed", exc_info=True)
         distributed.leave(error)
-    return 0
+    return 0 if int(state.step) >= config.run.steps else preemption.EXIT_CODE

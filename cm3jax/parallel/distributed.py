@@ -114,6 +114,22 @@ def barrier(what: str, seconds: float = BARRIER_SECONDS) -> None:
         _meet(f"{_PREFIX}/barrier/{number}", what, seconds)
 
 
+def gather(fact: str, what: str, seconds: float = BARRIER_SECONDS) -> list[str]:
+    """What every process says, by process number, without any device; every process must call this equally often.
+
+    Raises:
+      BarrierError: some did not come within `seconds`; the message has `what`.
+    """
+    number = next(_numbers)
+    client: Any = _distributed.global_state.client
+    if client is None:
+        return [fact]
+    key = f"{_PREFIX}/gather/{number}"
+    client.key_value_set(f"{key}/{jax.process_index()}", fact)
+    _meet(f"{_PREFIX}/barrier/{number}", what, seconds)
+    return [client.key_value_try_get(f"{key}/{i}") for i in range(jax.process_count())]
+
+
 def _meet(key: str, what: str, seconds: float) -> None:
     client: Any = _distributed.global_state.client
     client.key_value_set(f"{key}/{jax.process_index()}", what)

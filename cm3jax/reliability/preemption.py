@@ -6,6 +6,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Of `cm3 train` when it left before its last update: not a failure, but whoever started it should start it again.
+EXIT_CODE = 85
 
 
 class StopRequest:
