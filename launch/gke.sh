@@ -234,7 +234,7 @@ if [[ "${1:-}" =~ ^(run|delete)$ ]]; then
   shift
 fi
 parse_options "$@"
-[[ -n "$ACTION" ]] || die "the first word is $(quoted "${1:-}"), expected run or delete; see --help"
+[[ -n "$ACTION" ]] || die "the first word must be run or delete; see --help"
 require_given name
 require_names name
 require_words namespace context

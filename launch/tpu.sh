@@ -49,7 +49,7 @@ parse_tpu_options() {
     *) ACTION="" ;;
   esac
   parse_options "$@"
-  [[ -n "$ACTION" ]] || die "the first word is $(quoted "${1:-}"), expected run, stop or delete; see --help"
+  [[ -n "$ACTION" ]] || die "the first word must be run, stop or delete; see --help"
   require_given name zone
   require_names name
   require_words zone project runtime service-account
@@ -104,7 +104,7 @@ resource_state() {
 
 # Brings the resource into the state ACTIVE.
 bring_up() {
-  local state deadline=$((SECONDS + 60 * OPTION[wait-minutes])) seen=""
+  local state deadline=$((SECONDS + 60 * OPTION[wait-minutes])) seen="unknown"
   if [[ -n "$DRY_RUN" ]]; then
     create_resource "$@"
     return

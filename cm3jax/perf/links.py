@@ -1,7 +1,7 @@
 """All-reduce over one axis of the mesh: whether its sums are right, and its bandwidth.
 
-Bandwidth is counted as NCCL's tests do ("bus bandwidth"): 2 (n - 1) / n times the bytes of a device, per second. So much
-must a device send at least, whatever n is, and so it compares with the rate of its links.
+Bandwidth is counted as NCCL's tests do ("bus bandwidth"): 2 (n - 1) / n times the bytes of a device, per second. A
+device must send at least as much, whatever n is, so it compares with the rate of its links.
 """
 
 import time
