@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from cm3jax import cli
 from cm3jax.data.sources.open import open_source
 from cm3jax.data.sources.scenes import ScenesSource
+from cm3jax.reliability import preemption
 from cm3jax.tokens.document import pictures, texts
 from cm3jax.tokens.text import TextTokenizer
 
@@ -53,3 +56,16 @@ def test_text_model_and_one_record_from_the_command_line(tmp_path, capsys):
     assert cli.main(["data", "tokenize", *missing, "--out", str(tmp_path / "records")]) == 2
     assert "is not a run: it has no config.json" in capsys.readouterr().err
     assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize(("steps", "status"), [(175_000, 0), (20, 85)])
+def test_train_tells_by_its_status_that_it_stopped_early(steps, status, tmp_path, monkeypatch, repo_root):
+    """Launchers start a run again that left before its last update because a signal asked."""
+    monkeypatch.setattr("cm3jax.commands.train.train", lambda config, workdir: SimpleNamespace(step=np.int32(steps)))
+    config = f"--config={repo_root}/configs/lm/cm3leon.py:350m"
+    assert cli.main(["train", config, f"--workdir={tmp_path}"]) == status
+
+
+def test_launchers_know_the_status_of_a_run_that_stopped_early(repo_root):
+    text = (repo_root / "launch" / "common.sh").read_text()
+    assert f"EXIT_STOPPED={preemption.EXIT_CODE}\n" in text
