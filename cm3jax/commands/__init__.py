@@ -20,10 +20,11 @@ def read_config(arguments: list[str]) -> dict[str, Any]:
       ConfigError: no such file or key, a value of the wrong type, or an argument of another name.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "configuration file", flag_values=values)
+    words = ["cm3", *arguments]
+    config_flags.DEFINE_config_file("config", None, "configuration file", flag_values=values, sys_argv=words)
     flags.mark_flags_as_required(["config"], flag_values=values)
     try:
-        rest = values(["cm3", *arguments])
+        rest = values(words)
         given = values.config
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         raise ConfigError(f"{' '.join(arguments)}: {error}") from error

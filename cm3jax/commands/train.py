@@ -10,8 +10,8 @@ import jax
 
 from cm3jax.commands import HelpFormatter, read_config
 from cm3jax.config import build
-from cm3jax.parallel import distributed
-from cm3jax.parallel.departure import Peers, leave
+from cm3jax.parallel.departure import joined
+from cm3jax.parallel.distributed import from_environment
 from cm3jax.train import Config, train
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ EPILOG = """any value of the file is overridden with --config.KEY=VALUE; the sam
 
 example:
   cm3 train --config=configs/lm/350m.py --workdir=runs/lm --config.lm.optim.learning_rate=3e-4
+
+exit status: 0 finished, or saved and left because a signal asked (CM3_EXIT_STOPPED names another status for that);
+86 hung; 87 another process is gone
 
 several processes: see launch/, whose scripts set CM3_PROCESSES, CM3_PROCESS and CM3_COORDINATOR, or CM3_CLUSTER=1
 """
@@ -37,21 +40,8 @@ def main(argv: list[str]) -> int:
     config = build(Config, read_config([f"--config={options.config}", *overrides]))
     if options.profile:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, profile_updates=PROFILED_UPDATES))
-    group = distributed.from_environment(os.environ)
-    if group is None:
-        _train(config, options.workdir)
-        return 0
-    distributed.initialize(group)
-    with Peers(group.heartbeat_seconds):
-        try:
-            _train(config, options.workdir)
-        except BaseException as error:
-            logger.debug("failed", exc_info=True)
-            leave(error)
-    return 0
-
-
-def _train(config: Config, workdir: Path) -> None:
-    devices = jax.devices()
-    logger.info("%d devices: %s", len(devices), devices[0].device_kind)
-    train(config, workdir)
+    with joined(from_environment(os.environ)):
+        devices = jax.devices()
+        logger.info("%d devices: %s", len(devices), devices[0].device_kind)
+        state = train(config, options.workdir)
+    return 0 if int(state.step) >= config.run.steps else int(os.environ.get("CM3_EXIT_STOPPED", "0"))

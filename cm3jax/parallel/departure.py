@@ -6,6 +6,7 @@ service aborts all. Aborts come from a thread of the service's own, where Python
 little; `Peers` gives them a last line.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -14,12 +15,22 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import NoReturn
 
 import jax
 
-from cm3jax.parallel.distributed import BarrierError, describe, leader_address, meet, publish, published
+from cm3jax.parallel.distributed import (
+    BarrierError,
+    DistributedConfig,
+    describe,
+    initialize,
+    leader_address,
+    meet,
+    publish,
+    published,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +38,24 @@ logger = logging.getLogger(__name__)
 ROLL_CALL_SECONDS = 10.0
 # Of a process that ends because another one is gone.
 EXIT_CODE = 87
+
+
+@contextlib.contextmanager
+def joined(group: DistributedConfig | None) -> Iterator[None]:
+    """The inside is done as one of the processes of `group`, and an error in it ends this process by `leave`.
+
+    With None, the process is alone and nothing is done.
+    """
+    if group is None:
+        yield
+        return
+    initialize(group)
+    with Peers(group.heartbeat_seconds):
+        try:
+            yield
+        except BaseException as error:
+            logger.debug("failed", exc_info=True)
+            leave(error)
 
 
 def leave(error: BaseException) -> NoReturn:

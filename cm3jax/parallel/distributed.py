@@ -104,6 +104,21 @@ def barrier(what: str, seconds: float = BARRIER_SECONDS) -> None:
         meet(f"barrier/{number}", what, seconds)
 
 
+def gather(fact: str, what: str, seconds: float = BARRIER_SECONDS) -> list[str]:
+    """What every process says, by process number, without any device; every process must call this equally often.
+
+    Raises:
+      BarrierError: some did not come within `seconds`; the message has `what`.
+    """
+    number = next(_numbers)
+    if _client() is None:
+        return [fact]
+    publish(f"gather/{number}", fact)
+    meet(f"barrier/{number}", what, seconds)
+    said = published(f"gather/{number}")
+    return [said[i] for i in range(jax.process_count())]
+
+
 def meet(topic: str, what: str, seconds: float) -> None:
     """A barrier by name, for processes that may not have passed the same barriers before.
 

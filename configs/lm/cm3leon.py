@@ -30,7 +30,7 @@ def get_config(size: str = "350m") -> ConfigDict:
                 "steps": values["steps"],
                 "log_every": 10,
                 "eval_every": 5000,
-                "mesh": {"fsdp": -1, "data": 1},
+                "mesh": {"replica": 1, "data": 1, "fsdp": -1, "tensor": 1},
                 "checkpoint": {"every": 1000, "keep": 3, "keep_every": 25_000},
             },
             "lm": {

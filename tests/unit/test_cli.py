@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -53,3 +55,17 @@ def test_text_model_and_one_record_from_the_command_line(tmp_path, capsys):
     assert cli.main(["data", "tokenize", *missing, "--out", str(tmp_path / "records")]) == 2
     assert "is not a run: it has no config.json" in capsys.readouterr().err
     assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "named", "status"),
+    [(175_000, "85", 0), (20, "85", 85), (20, None, 0)],
+    ids=["finished", "named", "plain"],
+)
+def test_train_tells_launchers_that_it_stopped_early(steps, named, status, tmp_path, monkeypatch, repo_root):
+    """Launchers start a run again that left before its last update because a signal asked."""
+    monkeypatch.setattr("cm3jax.commands.train.train", lambda config, workdir: SimpleNamespace(step=np.int32(steps)))
+    if named:
+        monkeypatch.setenv("CM3_EXIT_STOPPED", named)
+    config = f"--config={repo_root}/configs/lm/cm3leon.py:350m"
+    assert cli.main(["train", config, f"--workdir={tmp_path}"]) == status
