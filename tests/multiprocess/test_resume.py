@@ -26,7 +26,7 @@ def saving(workdir):
 
 def kill_at_random(job, workdir, rng, longest, while_saving):
     """SIGKILL after a random time, or in the middle of the next write of a checkpoint."""
-    deadline = time.monotonic() + rng.uniform(0, longest)
+    deadline = time.monotonic() + rng.uniform(0, longest / 2 if while_saving else longest)
     while job.processes[0].poll() is None:
         if time.monotonic() > deadline and (saving(workdir) or not while_saving):
             job.processes[0].send_signal(signal.SIGKILL)
@@ -41,15 +41,16 @@ def check_killed(launch, config, digest, tmp_path, kills):
     launch(whole, *options, devices=2).finished()
     longest = time.monotonic() - start
     rng = np.random.default_rng(0)
-    happened = 0
+    happened = finished = 0
     while happened < kills:
         job = launch(parts, *options, devices=2)
         if kill_at_random(job, parts, rng, longest, while_saving=happened % 2 == 1):
             happened += 1
         else:
             # It came to its end before the moment of its death: begin again, so that all kills count.
+            finished += 1
             assert digest(parts) == digest(whole)
-            parts = tmp_path / f"parts-{happened}"
+            parts = tmp_path / f"parts-{finished}"
     launch(parts, *options, devices=2).finished()
     assert digest(parts) == digest(whole)
     np.testing.assert_array_equal(losses(parts)[1], losses(whole)[1])
