@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from cm3jax.data.loader import LoaderConfig, device_batches
 from cm3jax.files import write_atomic
 from cm3jax.metrics import MetricsWriter
-from cm3jax.parallel.agreement import Agreement
+from cm3jax.parallel.agreement import Flags
 from cm3jax.parallel.distributed import barrier, first_process
 from cm3jax.parallel.layout import layout_text
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
@@ -35,7 +35,7 @@ from cm3jax.reliability.preemption import StopRequest
 from cm3jax.reliability.watchdog import Watchdog
 from cm3jax.state import TrainState
 from cm3jax.tasks.task import Task
-from cm3jax.tasks.update import abstract_state, lower_update
+from cm3jax.tasks.update import FLAGS, abstract_state, lower_update
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class _Trainer:
             self._evaluate_if_missing(start, state)
             return state
         update = self._compile(state, mesh)
-        agreement, check = Agreement(mesh), DivergenceCheck(mesh, state)
+        flags, check = Flags(mesh, FLAGS), DivergenceCheck(mesh, state)
         profile = Profile(self.workdir / "profile", config.profile_updates)
         stream = device_batches(
             self.task.examples, self.task.batch_size, start, config.steps - start, batch_sharding(mesh), config.loader
@@ -203,10 +203,9 @@ class _Trainer:
                 batch = next(stream)
                 self.ledger.enter("step")
                 profile.before_update()
-                state, metrics = update(state, batch)
-                flags = agreement.any([self.stop.requested, due.by_clock()])
+                state, metrics, agreed = update(state, batch, flags.raised([self.stop.requested, due.by_clock()]))
                 leave, save = self._settle(pending, meter, advance)
-                pending = _Pending(done, metrics, flags)
+                pending = _Pending(done, metrics, agreed)
                 profile.after_update(metrics)
                 every = config.reliability.check_replicas_every
                 if every and done % every == 0:

@@ -1,8 +1,8 @@
 """Decisions that all processes must take at the same update: stop, save now.
 
-Each process may raise a flag at any time (a signal came, the clock says so). Flags are reduced over the mesh beside
-every update and read one update late, with its metrics: every process then sees the same flags at the same update, and
-none waits for another that it would not have waited for anyway.
+Each process may raise a flag at any time (a signal came, the clock says so). Flags go into every update and come out
+of it reduced over the mesh; they are read one update late, with its metrics. Every process then sees the same flags at
+the same update, and none waits for another that it would not have waited for anyway.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,21 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool
 
 from cm3jax.parallel.mesh import AXES
+from cm3jax.parallel.specs import replicated
 
 
-class Agreement:
-    """The logical or of what the processes say."""
+class Flags:
+    """Arrays with a row of flags for every device; a process fills the rows of its own devices."""
 
-    def __init__(self, mesh: jax.sharding.Mesh):
-        self._devices = mesh.size
-        self._rows = NamedSharding(mesh, P(AXES))
-        self._any = jax.jit(lambda rows: jnp.any(rows, axis=0), out_shardings=NamedSharding(mesh, P()))
+    def __init__(self, mesh: jax.sharding.Mesh, count: int):
+        self.shape = jax.ShapeDtypeStruct((mesh.size, count), jnp.bool_, sharding=NamedSharding(mesh, P(AXES)))
 
-    def any(self, flags: Sequence[bool]) -> Bool[Array, " flags"]:
-        """True where any process says so; every process must call this equally often."""
+    def raised(self, flags: Sequence[bool]) -> Bool[Array, "devices flags"]:
+        """The array of this moment; every process must call this equally often."""
         row = np.asarray(flags, bool)[None]
-        shape = (self._devices, len(flags))
-        return self._any(jax.make_array_from_callback(shape, self._rows, lambda _: row))
+        return jax.make_array_from_callback(self.shape.shape, self.shape.sharding, lambda _: row)
+
+
+def agreed(flags: Bool[Array, "devices flags"]) -> Bool[Array, " flags"]:
+    """True where any process says so."""
+    return replicated(jnp.any(flags, axis=0))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cm3jax.parallel.agreement import Agreement
+from cm3jax.parallel.agreement import Flags, agreed
 from cm3jax.parallel.layout import LayoutError, check_layout, layout_text, sharded_share
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.state import TrainState
@@ -69,6 +69,6 @@ def test_weights_that_are_whole_everywhere_are_refused_where_fsdp_should_split_t
 
 
 def test_agreement_is_the_logical_or():
-    agreement = Agreement(make_mesh(MESH))
-    assert agreement.any([False, True]).tolist() == [False, True]
-    assert agreement.any([False, False]).tolist() == [False, False]
+    flags = Flags(make_mesh(MESH), 2)
+    assert agreed(flags.raised([False, True])).tolist() == [False, True]
+    assert agreed(flags.raised([False, False])).tolist() == [False, False]

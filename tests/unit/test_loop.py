@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cm3jax import loop
-from cm3jax.loop import RunConfig
+from cm3jax.loop import ReliabilityConfig, RunConfig
 from cm3jax.metrics import read_metrics
 from cm3jax.optim import apply_updates, opt_state_specs
-from cm3jax.reliability.anomaly import AnomalyConfig, fresh_guard, guard_specs, guarded
+from cm3jax.reliability.anomaly import AnomalyConfig, AnomalyError, fresh_guard, guard_specs, guarded
 from cm3jax.reliability.checkpoint import CheckpointConfig, CheckpointError
+from cm3jax.reliability.divergence import DivergenceError
+from cm3jax.reliability.goodput import account, read_spans
 from cm3jax.state import TrainState, fresh_state
 
 SGD = optax.adam(1e-2)
@@ -74,7 +77,7 @@ class LineTask:
 
 
 def config(steps, **changes):
-    return RunConfig(steps=steps, log_every=1, checkpoint=CheckpointConfig(every=5), **changes)
+    return RunConfig(**{"steps": steps, "log_every": 1, "checkpoint": CheckpointConfig(every=5)} | changes)
 
 
 def run(task, config, workdir):
@@ -166,3 +169,81 @@ def test_nothing_is_logged_twice_after_a_kill_between_checkpoints(tmp_path, capl
     run(LineTask(), config(12), tmp_path)
     assert "resuming from step 5" in caplog.text
     np.testing.assert_array_equal(losses(tmp_path)[0], np.arange(1, 13))
+
+
+class BrokenRows(Rows):
+    """Rows `first` ... `last` - 1 are NaN."""
+
+    def __init__(self, first, last):
+        self.first, self.last = first, last
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        return row | {"x": row["x"] * np.nan} if self.first <= index < self.last else row
+
+
+def test_broken_batches_are_skipped_and_a_resumed_run_skips_the_same(tmp_path):
+    rows = BrokenRows(8 * 4, 8 * 7)
+    whole = run(LineTask(examples=rows), config(12), tmp_path / "whole")
+    assert int(whole.guard["skipped"]) == 3 and np.isfinite(whole.params["w"]).all()
+    metrics = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    np.testing.assert_array_equal(metrics["skipped_in_a_row"][1], [0] * 4 + [1, 2, 3] + [0] * 5)
+    run(LineTask(examples=rows), config(5), tmp_path / "parts")
+    parts = run(LineTask(examples=rows), config(12), tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_too_many_skipped_updates_in_a_row_end_the_run_and_keep_what_was_saved(tmp_path):
+    task = LineTask(examples=BrokenRows(8 * 6, 10**6))
+    bounds = ReliabilityConfig(abort_after_skipped=4)
+    with pytest.raises(AnomalyError, match="4 updates in a row were skipped, up to step 10"):
+        run(task, config(100, reliability=bounds), tmp_path)
+    assert int(run(LineTask(), config(5), tmp_path).step) == 5
+
+
+def test_replicas_that_differ_end_the_run(tmp_path, monkeypatch):
+    """After update 5 one device computes with another weight than the others."""
+
+    class Fault(loop.DivergenceCheck):
+        def __call__(self, state):
+            held = [(np.array(s.data), s.device) for s in state.params["w"].addressable_shards]
+            held[3][0][2, 0] += 1e-6
+            parts = [jax.device_put(part, device) for part, device in held]
+            w = jax.make_array_from_single_device_arrays((4, 1), state.params["w"].sharding, parts)
+            super().__call__(state.replace(params={"w": w}))
+
+    bounds = ReliabilityConfig(check_replicas_every=5)
+    assert int(run(LineTask(), config(10, reliability=bounds), tmp_path / "sound").step) == 10
+    monkeypatch.setattr(loop, "DivergenceCheck", Fault)
+    with pytest.raises(DivergenceError, match=r"params/w\[, \] on device 3 \(process 0\)"):
+        run(LineTask(), config(10, reliability=bounds), tmp_path / "broken")
+
+
+def test_the_clock_asks_for_saves(tmp_path):
+    checkpoint = CheckpointConfig(every=1000, every_minutes=1e-9, keep=100)
+    run(LineTask(), config(6, checkpoint=checkpoint), tmp_path)
+    # The flag of an update is read one update late, so the first one is not saved.
+    assert loop.Checkpoints(tmp_path / "checkpoints", checkpoint).steps() == [2, 3, 4, 5, 6]
+
+
+def test_the_best_evaluation_keeps_its_checkpoint(tmp_path):
+    checkpoint = CheckpointConfig(every=2, keep=1, best=1, best_metric="norm", best_mode="max")
+    run(LineTask(), config(12, checkpoint=checkpoint, eval_every=2), tmp_path)
+    values = read_metrics(tmp_path / "metrics.jsonl")["eval/norm"]
+    best = int(values[0][np.argmax(values[1])])
+    assert loop.Checkpoints(tmp_path / "checkpoints", checkpoint).steps() == sorted({best, 12})
+
+
+def test_every_second_of_a_run_is_booked(tmp_path):
+    start = time.time()
+    run(LineTask(), config(7), tmp_path)
+    run(LineTask(), config(12, eval_every=3), tmp_path)
+    spent = time.time() - start
+    totals = account(read_spans(tmp_path / "goodput.jsonl"))
+    assert sum(totals.values()) == pytest.approx(spent, rel=0.02)
+    assert min(totals[bucket] for bucket in ("init", "compile", "data_wait", "step", "save_stall", "eval")) > 0
+
+
+def test_the_layout_is_written_down(tmp_path):
+    run(LineTask(), config(1), tmp_path)
+    assert "params/w" in (tmp_path / "layout.txt").read_text()
