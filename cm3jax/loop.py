@@ -195,6 +195,8 @@ class _Trainer:
             self.task.examples, self.task.batch_size, start, config.steps - start, batch_sharding(mesh), config.loader
         )
         meter, due = _Throughput(self.task, mesh.size, self.ledger), _Due(config.checkpoint)
+        # The collectives of two updates that are under way at once can take each other's threads of a CPU, for ever.
+        one_at_a_time = jax.default_backend() == "cpu" and mesh.size > 1
         pending: _Pending | None = None
         with _progress(start, config.steps) as advance:
             for done in range(start + 1, config.steps + 1):
@@ -204,6 +206,8 @@ class _Trainer:
                 self.ledger.enter("step")
                 profile.before_update()
                 state, metrics, agreed = update(state, batch, flags.raised([self.stop.requested, due.by_clock()]))
+                if one_at_a_time:
+                    jax.block_until_ready(agreed)
                 leave, save = self._settle(pending, meter, advance)
                 pending = _Pending(done, metrics, agreed)
                 profile.after_update(metrics)

@@ -31,7 +31,9 @@ def kill_at_random(job, workdir, rng, longest, while_saving):
         if time.monotonic() > deadline and (saving(workdir) or not while_saving):
             job.processes[0].send_signal(signal.SIGKILL)
         time.sleep(0.002)
-    return job.wait()[0] == -signal.SIGKILL
+    (status,) = job.wait()
+    assert status in (0, -signal.SIGKILL), job.output(0)[-3000:]
+    return status != 0
 
 
 def check_killed(launch, config, digest, tmp_path, kills):
