@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cm3jax.parallel.specs import constrain
+from cm3jax.parallel.specs import constrain, conv_spec
 
 NORM_EPSILON = 1e-5
 
@@ -80,6 +80,6 @@ def _conv(
         use_bias=bias,
         dtype=jnp.dtype(config.dtype),
         kernel_init=nnx.initializers.normal(0.02),
-        kernel_metadata={"spec": "conv" if features_out % 32 == 0 else "replicated"},
+        kernel_metadata={"spec": conv_spec(features_in, features_out)},
         rngs=rngs,
     )

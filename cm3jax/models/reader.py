@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cm3jax.parallel.specs import constrain
+from cm3jax.parallel.specs import constrain, conv_spec
 
 STRIDE = 8  # of the feature map
 
@@ -88,7 +88,7 @@ class _Layer(nnx.Module):
             use_bias=False,
             dtype=jnp.dtype(config.dtype),
             kernel_init=nnx.initializers.he_normal(),
-            kernel_metadata={"spec": "conv" if features_out % 32 == 0 else "replicated"},
+            kernel_metadata={"spec": conv_spec(features_in, features_out)},
             rngs=rngs,
         )
         self.norm = nnx.GroupNorm(features_out, 1, dtype=jnp.dtype(config.dtype), rngs=rngs)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cm3jax.parallel.specs import constrain
+from cm3jax.parallel.specs import constrain, conv_spec
 
 NORM_EPSILON = 1e-6
 
@@ -20,7 +20,7 @@ _conv_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def conv(
     features_in: int, features_out: int, kernel: int, *, dtype: str, rngs: nnx.Rngs, stride: int = 1, padding="SAME"
 ) -> nnx.Conv:
-    """A convolution with bias; kernels with too few outputs to shard (pixels, narrow latents) are replicated."""
+    """A convolution with bias."""
     return nnx.Conv(
         features_in,
         features_out,
@@ -29,7 +29,7 @@ def conv(
         padding=padding,
         dtype=jnp.dtype(dtype),
         kernel_init=_conv_init,
-        kernel_metadata={"spec": "conv" if features_out % 32 == 0 else "replicated"},
+        kernel_metadata={"spec": conv_spec(features_in, features_out)},
         rngs=rngs,
     )
 

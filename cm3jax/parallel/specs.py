@@ -23,6 +23,7 @@ WEIGHTS: dict[str, P] = {
     "mlp_up": P("fsdp", "tensor"),  # [d_model, d_ff]
     "mlp_down": P("tensor", "fsdp"),  # [d_ff, d_model]
     "conv": P(None, None, None, "fsdp"),  # [height, width, in, out]
+    "conv_narrow": P(None, None, "fsdp", None),  # the same, with few outputs
     "dense": P("fsdp", None),  # [in, out]
     "codebook": P("fsdp", None),  # [codes, dim]
 }
@@ -56,6 +57,13 @@ def constrain_as(tree: Any, specs: Any) -> Any:
 def replicated(tree: Any) -> Any:
     """Whole on every device, so that every process can read it."""
     return constrain_as(tree, P())
+
+
+def conv_spec(features_in: int, features_out: int) -> str:
+    """The name of a kernel's spec: split by outputs, or by inputs where the outputs are few (pixels, narrow latents)."""
+    if features_out % 32 == 0:
+        return "conv"
+    return "conv_narrow" if features_in % 32 == 0 else "replicated"
 
 
 def weight_specs(state: nnx.State) -> Any:
