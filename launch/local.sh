@@ -54,7 +54,9 @@ compose_process() {
   local gpus="${OPTION[gpus-per-process]}"
   PROCESS=(env "CM3_PROCESSES=${OPTION[processes]}" "CM3_PROCESS=$1" "CM3_COORDINATOR=127.0.0.1:${OPTION[port]}")
   if [[ -n "${OPTION[devices-per-process]}" ]]; then
-    PROCESS+=(JAX_PLATFORMS=cpu "XLA_FLAGS=$(cpu_flags "${OPTION[devices-per-process]}")")
+    # Enough threads for the collectives that all devices may be in at once; with too few, they wait for each other.
+    PROCESS+=(JAX_PLATFORMS=cpu "PJRT_NPROC=$((16 * OPTION[devices-per-process]))")
+    PROCESS+=("XLA_FLAGS=$(cpu_flags "${OPTION[devices-per-process]}")")
   elif [[ -n "$gpus" ]]; then
     PROCESS+=("CUDA_VISIBLE_DEVICES=$(seq -s, "$(($1 * gpus))" "$((($1 + 1) * gpus - 1))")")
   fi

@@ -9,6 +9,8 @@ COMPILE_FAST = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expens
 
 # Read once, when jax starts: both must be set before anything imports jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Threads for the collectives that all devices may be in at once; with too few, they wait for each other for ever.
+os.environ["PJRT_NPROC"] = str(16 * DEVICES)
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),

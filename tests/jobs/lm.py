@@ -32,7 +32,7 @@ def get_config(folder: str) -> ConfigDict:
                 "batch_size": 8,
                 "loss_chunk": 64,
                 # Constant, so that a shorter run is the beginning of a longer one.
-                "optim": {"learning_rate": 1e-3, "warmup_steps": 5, "decay": "constant"},
+                "optim": {"learning_rate": 3e-4, "warmup_steps": 5, "decay": "constant"},
             },
         }
     )

@@ -99,7 +99,9 @@ def launch(environment, repo_root, tmp_path, request):
     started: list[Job] = []
 
     def start(workdir: Path, *options: str, processes: int = 1, devices: int = 1, **variables: str) -> Job:
-        shared = environment | {"JAX_NUM_CPU_DEVICES": str(devices)} | variables
+        # Threads as in tests/conftest.py: enough for the collectives that all devices of a process may be in at once.
+        threads = {"PJRT_NPROC": str(16 * devices)}
+        shared = environment | {"JAX_NUM_CPU_DEVICES": str(devices)} | threads | variables
         if processes > 1:
             shared |= {"CM3_PROCESSES": str(processes), "CM3_COORDINATOR": f"127.0.0.1:{_free_port()}"}
         program = [sys.executable, str(repo_root / "tests" / "jobs" / "train.py"), f"--workdir={workdir}", *options]

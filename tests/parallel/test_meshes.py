@@ -20,6 +20,7 @@ from cm3jax.tasks.vqgan import ImageDataConfig, VQGANLossConfig, VQGANTask, VQGA
 from cm3jax.tokens.vocabulary import Vocabulary
 
 STEPS = 50
+EPOCH = 8
 MESHES = {
     "data": MeshConfig(data=8),
     "fsdp": MeshConfig(data=1, fsdp=8),
@@ -85,5 +86,5 @@ def single(request, scene_records):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_losses_do_not_depend_on_the_mesh(single, mesh):
     task, name, expected = single
-    assert expected[-1] < expected[0]
+    assert expected[-EPOCH:].mean() < expected[:EPOCH].mean()
     np.testing.assert_allclose(losses(task, name, make_mesh(MESHES[mesh])), expected, rtol=1e-6)

@@ -105,6 +105,7 @@ def test_dry_run_prints_a_command_for_each_process_that_can_be_pasted(shell, hos
         assert env == "env"
         assert variables == [
             "CM3_PROCESSES=2", f"CM3_PROCESS={i}", "CM3_COORDINATOR=127.0.0.1:2345", "JAX_PLATFORMS=cpu",
+            "PJRT_NPROC=48",
             "XLA_FLAGS=--xla_force_host_platform_device_count=3 --xla_cpu_x=1",
         ]  # fmt: skip
         assert worker == str(shell.checkout / "launch" / "worker.sh")
