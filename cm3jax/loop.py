@@ -252,6 +252,7 @@ class _Trainer:
         found, (leave, save) = jax.device_get((pending.metrics, pending.flags))
         values = {name: float(value) for name, value in found.items()}
         self.ledger.reached(pending.step)
+        self.checkpoints.check()
         if values.get("skipped_in_a_row", 0.0) >= self.config.reliability.abort_after_skipped:
             raise AnomalyError(
                 f"{values['skipped_in_a_row']:.0f} updates in a row were skipped, up to step {pending.step}: "

@@ -2,7 +2,7 @@
 
 A checkpoint holds two items, `params` (what inference reads) and `training` (optimizer state, extra state, counters),
 and a JSON note: the fingerprints of configuration and data, the clock, and a checksum of every array. Writes are
-asynchronous and atomic; an error of a background write is raised at the next save or at `close`, never dropped.
+asynchronous and atomic; an error of a background write is raised at the next update, never dropped.
 """
 
 import dataclasses
@@ -102,19 +102,33 @@ class Checkpoints:
             step, items, force=True, metrics=metrics, custom_metadata=dict(note) | {"checksums": _checksums(items)}
         )
 
+    def check(self) -> None:
+        """Looks, without waiting, at what is being written.
+
+        Raises:
+          CheckpointError: the background write failed.
+        """
+        self._result(timeout=0.0)
+
     def wait(self) -> None:
         """Returns when nothing is being written.
 
         Raises:
           CheckpointError: the background write failed.
         """
+        self._result(timeout=None)
+
+    def _result(self, timeout: float | None) -> None:
         if self._pending is None:
             return
-        pending, self._pending = self._pending, None
         try:
-            pending.result()
+            self._pending.result(timeout=timeout)
         except Exception as error:
+            if timeout is not None and isinstance(error, TimeoutError):
+                return
+            self._pending = None
             raise CheckpointError(f"saving to {self.directory} failed: {error}") from error
+        self._pending = None
 
     def note(self, step: int) -> dict[str, Any]:
         """The note saved with `step`."""

@@ -172,13 +172,30 @@ def test_load_params_and_ema(saved, tmp_path):
         load_params(saved, "shadow")
 
 
-def test_error_of_a_background_write_is_raised_at_the_next_save(tmp_path):
+class Write:
+    """A background write that goes on for `looks` looks at it and then fails."""
+
+    def __init__(self, error, looks=0):
+        self.error, self.looks = error, looks
+
+    def result(self, timeout=None):
+        self.looks -= 1
+        raise TimeoutError if timeout is not None and self.looks >= 0 else self.error
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), TimeoutError("disk full")])
+def test_error_of_a_background_write_is_raised_at_the_next_save(tmp_path, error):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-
-    class Failing:
-        def result(self):
-            raise OSError("disk full")
-
-    checkpoints._pending = Failing()
+    checkpoints._pending = Write(error)
     with pytest.raises(CheckpointError, match="disk full"):
         checkpoints.save(1, state(1), {})
+
+
+def test_error_of_a_background_write_is_raised_as_soon_as_it_is_there(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints._pending = Write(OSError("disk full"), looks=2)
+    checkpoints.check()
+    checkpoints.check()
+    with pytest.raises(CheckpointError, match="disk full"):
+        checkpoints.check()
+    checkpoints.check()
