@@ -1,0 +1,106 @@
+"""One configuration for many machines: rules that say, for a kind and number of devices, how a run is laid out on them.
+
+A configuration file may hold `machines`, a tuple of rules. The rule of the devices at hand fills in the mesh, the number
+of microbatches and what is recomputed; a value given on the command line stays as it was given.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from cm3jax.config import ConfigError, build, to_dict
+from cm3jax.parallel.mesh import MeshConfig, axis_sizes
+from cm3jax.perf.hardware import device_name
+
+# What a rule decides, and what may therefore change when a run goes on on other machines.
+MACHINE_KEYS = ("run.mesh", "lm.accumulate", "lm.loss_chunk", "lm.model.remat")
+
+
+@dataclasses.dataclass(frozen=True)
+class MachineRule:
+    """How a run is laid out on one kind of device.
+
+    Attributes:
+      chip: name of the device in `perf.hardware` ("v5p", "h200"), or JAX's device kind where that table has none ("cpu").
+      devices: from so many devices on, up to the next rule of the same chip.
+      microbatch: sequences that a device, with those that it shares tensors with, works on at once.
+      remat: of the decoder.
+      loss_tokens: tokens of a device whose logits are held at once.
+      flags: the file launch/flags/FLAGS.sh with the compiler flags of these devices; by itself the one of `chip`.
+    """
+
+    chip: str
+    mesh: MeshConfig
+    microbatch: int
+    remat: Literal["none", "dots", "full"]
+    devices: int = 1
+    loss_tokens: int = 2048
+    flags: str = ""
+
+    def __post_init__(self):
+        for name in ("devices", "microbatch", "loss_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, found {getattr(self, name)}")
+
+
+def resolve(values: Mapping[str, Any], kind: str, count: int, overridden: Collection[str] = ()) -> dict[str, Any]:
+    """The nested values of a configuration file for `count` devices of `kind`, without the group `machines`.
+
+    Args:
+      kind: JAX's device kind, or the short name of a device.
+      overridden: dotted keys that the command line gave, which win over the rule. A mesh among them also lets the file
+        be used on machines that it has no rule for.
+
+    Raises:
+      ConfigError: no rule for these devices, or one that does not fit the batch.
+    """
+    values = copy.deepcopy(dict(values))
+    rules = [build(MachineRule, rule, f"machines[{i}].") for i, rule in enumerate(values.pop("machines", ()))]
+    if not rules:
+        return values
+    rule = find_rule(rules, kind, count)
+    if rule is None:
+        if any(key.startswith("run.mesh") for key in overridden):
+            return values
+        known = ", ".join(f"{rule.chip} from {rule.devices} on" for rule in rules)
+        raise ConfigError(
+            f"no machine rule for {count} x {device_name(kind)}; known: {known}. For another machine give the mesh on the "
+            "command line, for example --config.run.mesh.fsdp=-1"
+        )
+    return _applied(values, rule, count, overridden)
+
+
+def find_rule(rules: Collection[MachineRule], kind: str, count: int) -> MachineRule | None:
+    """Of the rules for this device, the one with the largest number of devices up to `count`."""
+    fitting = [rule for rule in rules if rule.chip == device_name(kind) and rule.devices <= count]
+    return max(fitting, key=lambda rule: rule.devices, default=None)
+
+
+def _applied(values: dict[str, Any], rule: MachineRule, count: int, overridden: Collection[str]) -> dict[str, Any]:
+    for axis, size in to_dict(rule.mesh).items():
+        _fill(values, f"run.mesh.{axis}", size, overridden)
+    sizes = axis_sizes(build(MeshConfig, values["run"]["mesh"], "run.mesh."), count)
+    rows, batch = count // sizes[-1], values["lm"]["batch_size"]
+    if batch % rows:
+        raise ConfigError(
+            f"lm.batch_size {batch} is not divisible by the {rows} device groups of the mesh {values['run']['mesh']}"
+        )
+    each = batch // rows
+    accumulate = -(-each // rule.microbatch)
+    while each % accumulate:
+        accumulate += 1
+    _fill(values, "lm.accumulate", accumulate, overridden)
+    held = min(rule.loss_tokens, each // accumulate * values["lm"]["plan"]["length"])
+    _fill(values, "lm.loss_chunk", rows * held, overridden)
+    _fill(values, "lm.model.remat", rule.remat, overridden)
+    return values
+
+
+def _fill(values: dict[str, Any], key: str, value: Any, overridden: Collection[str]) -> None:
+    if key in overridden:
+        return
+    *groups, name = key.split(".")
+    for group in groups:
+        values = values[group]
+    values[name] = value
