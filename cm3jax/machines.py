@@ -1,7 +1,7 @@
-"""One configuration for many machines: rules that say, for a kind and number of devices, how a run is laid out on them.
+"""One configuration for many machines: rules that say how a run is laid out on a kind and number of devices.
 
-A configuration file may hold `machines`, a tuple of rules. The rule of the devices at hand fills in the mesh, the number
-of microbatches and what is recomputed; a value given on the command line stays as it was given.
+A configuration file may hold `machines`, a tuple of rules. The rule of the devices at hand fills in the mesh, the
+number of microbatches and what is recomputed; a value given on the command line stays as it was given.
 """
 
 import copy
@@ -22,7 +22,7 @@ class MachineRule:
     """How a run is laid out on one kind of device.
 
     Attributes:
-      chip: name of the device in `perf.hardware` ("v5p", "h200"), or JAX's device kind where that table has none ("cpu").
+      chip: name of the device in `perf.hardware` ("v5p", "h200"), or JAX's device kind where it has none ("cpu").
       devices: from so many devices on, up to the next rule of the same chip.
       microbatch: sequences that a device, with those that it shares tensors with, works on at once.
       remat: of the decoder.
@@ -55,20 +55,20 @@ def resolve(values: Mapping[str, Any], kind: str, count: int, overridden: Collec
     Raises:
       ConfigError: no rule for these devices, or one that does not fit the batch.
     """
-    values = copy.deepcopy(dict(values))
-    rules = [build(MachineRule, rule, f"machines[{i}].") for i, rule in enumerate(values.pop("machines", ()))]
+    plain = copy.deepcopy(dict(values))
+    rules = [build(MachineRule, rule, f"machines[{i}].") for i, rule in enumerate(plain.pop("machines", ()))]
     if not rules:
-        return values
+        return plain
     rule = find_rule(rules, kind, count)
     if rule is None:
         if any(key.startswith("run.mesh") for key in overridden):
-            return values
+            return plain
         known = ", ".join(f"{rule.chip} from {rule.devices} on" for rule in rules)
         raise ConfigError(
-            f"no machine rule for {count} x {device_name(kind)}; known: {known}. For another machine give the mesh on the "
-            "command line, for example --config.run.mesh.fsdp=-1"
+            f"no machine rule for {count} x {device_name(kind)}; known: {known}. For another machine give the mesh on "
+            "the command line, for example --config.run.mesh.fsdp=-1"
         )
-    return _applied(values, rule, count, overridden)
+    return apply_rule(plain, rule, count, overridden)
 
 
 def find_rule(rules: Collection[MachineRule], kind: str, count: int) -> MachineRule | None:
@@ -77,24 +77,34 @@ def find_rule(rules: Collection[MachineRule], kind: str, count: int) -> MachineR
     return max(fitting, key=lambda rule: rule.devices, default=None)
 
 
-def _applied(values: dict[str, Any], rule: MachineRule, count: int, overridden: Collection[str]) -> dict[str, Any]:
+def apply_rule(
+    values: Mapping[str, Any], rule: MachineRule, count: int, overridden: Collection[str] = ()
+) -> dict[str, Any]:
+    """The nested values of a configuration with what `rule` says for `count` devices; see `resolve`.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices, or the batch not the mesh.
+    """
+    filled = copy.deepcopy(dict(values))
     for axis, size in to_dict(rule.mesh).items():
-        _fill(values, f"run.mesh.{axis}", size, overridden)
-    sizes = axis_sizes(build(MeshConfig, values["run"]["mesh"], "run.mesh."), count)
-    rows, batch = count // sizes[-1], values["lm"]["batch_size"]
+        _fill(filled, f"run.mesh.{axis}", size, overridden)
+    mesh = filled["run"]["mesh"]
+    try:
+        tensor = axis_sizes(build(MeshConfig, mesh, "run.mesh."), count)[-1]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    rows, batch = count // tensor, filled["lm"]["batch_size"]
     if batch % rows:
-        raise ConfigError(
-            f"lm.batch_size {batch} is not divisible by the {rows} device groups of the mesh {values['run']['mesh']}"
-        )
+        raise ConfigError(f"lm.batch_size {batch} is not divisible by the {rows} device groups of the mesh {mesh}")
     each = batch // rows
     accumulate = -(-each // rule.microbatch)
     while each % accumulate:
         accumulate += 1
-    _fill(values, "lm.accumulate", accumulate, overridden)
-    held = min(rule.loss_tokens, each // accumulate * values["lm"]["plan"]["length"])
-    _fill(values, "lm.loss_chunk", rows * held, overridden)
-    _fill(values, "lm.model.remat", rule.remat, overridden)
-    return values
+    _fill(filled, "lm.accumulate", accumulate, overridden)
+    held = min(rule.loss_tokens, each // accumulate * filled["lm"]["plan"]["length"])
+    _fill(filled, "lm.loss_chunk", rows * held, overridden)
+    _fill(filled, "lm.model.remat", rule.remat, overridden)
+    return filled
 
 
 def _fill(values: dict[str, Any], key: str, value: Any, overridden: Collection[str]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cm3jax.machines import MachineRule
 from cm3jax.config import to_dict
+from cm3jax.machines import MachineRule
 from cm3jax.models.config import TransformerConfig
 
 
@@ -16,8 +16,8 @@ def cm3leon_pretraining(
 ) -> ConfigDict:
     """Pre-training as in CM3Leon's paper (arXiv 2309.02591, table 3 and section 3).
 
-    Sequences of 4096 tokens, 8M tokens (2^23) an update, 1500 updates of warm-up. Betas, decay and schedule are unstated
-    there; the defaults of `OptimConfig` are OPT's.
+    Sequences of 4096 tokens, 8M tokens (2^23) an update, 1500 updates of warm-up. Betas, decay and schedule are
+    unstated there; the defaults of `OptimConfig` are OPT's.
 
     Args:
       learning_rate: the peak.

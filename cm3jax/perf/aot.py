@@ -105,7 +105,7 @@ def predict(task: Task, mesh: jax.sharding.Mesh) -> Prediction:
             seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - cpu,
         )  # fmt: skip
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
-    memory, module = _memory(compiled, state), parse(compiled.as_text())
+    memory, module = _memory(compiled, state), parse(compiled.as_text() or "")
     found, traffic = find_collectives(module, mesh), memory_traffic(module)
     rows = [(kind, "+".join(axes), times, size) for (kind, axes), (times, size) in total_bytes(found).items()]
     return Prediction(
@@ -133,7 +133,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def _memory(compiled: jax.stages.Compiled, state: Any) -> Memory:
-    found = compiled.memory_analysis()
+    found: Any = compiled.memory_analysis()
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     activations = found.temp_size_in_bytes + found.generated_code_size_in_bytes
     return Memory(device_bytes(state.params), device_bytes(state.opt_state), activations, held + activations)

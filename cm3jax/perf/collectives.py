@@ -120,7 +120,7 @@ def _group(instruction: Instruction, devices: int) -> tuple[int, ...]:
 
 def _mesh_group(axes: str, order: str | None, used: str) -> tuple[int, ...]:
     sizes = {axis: int(size) for axis, size in _AXIS.findall(axes)}
-    ids = np.arange(math.prod(sizes.values()))
+    ids: np.ndarray = np.arange(math.prod(sizes.values()))
     if order is not None:
         dims, turned = (tuple(map(int, part.split(","))) for part in _ORDER.findall(order)[0])
         ids = ids.reshape(dims).transpose(turned)

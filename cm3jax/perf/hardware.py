@@ -1,10 +1,11 @@
 """What devices can do, from their data sheets: the one table behind MFU, link checks and predictions.
 
-Sources: Google Cloud's pages on TPU v4, v5e, v5p and v6e (system architecture; read August 2026) and NVIDIA's data sheets
-of A100 (80 GB), H100 (SXM) and H200. Arithmetic is dense bf16 without sparsity. Links and network count one direction;
-where a page gives both directions together ("bidirectional"), the figure here is half of it. The network of a slice is the
-network cards of its hosts, shared by their chips; the page of v4 names none, and 100 Gbit/s a host of four is assumed.
-A CPU has no useful figure: its arithmetic is measured once per process with a fp32 matrix product.
+Sources: Google Cloud's pages on TPU v4, v5e, v5p and v6e (system architecture) and NVIDIA's data sheets of A100
+(80 GB), H100 (SXM) and H200. Arithmetic is dense bf16 without sparsity. Links and network count one direction; where a
+page gives both directions together ("bidirectional"), the figure here is half of it. The network is a chip's share of
+the network cards of its host: of two times 100 Gbit/s for the eight chips of v5e, four times 200 for those of v6e; for
+v5p and v4 the pages give none, and 200 and 100 Gbit/s for a host of four are assumed. A CPU has no useful figure: its
+arithmetic is measured once per process with a fp32 matrix product.
 """
 
 import dataclasses

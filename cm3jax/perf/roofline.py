@@ -74,8 +74,8 @@ def link_seconds(
 def collective_seconds(hardware: Hardware, mesh: jax.sharding.Mesh, one: Collective) -> float:
     """Seconds of one run: first inside the slices, then, with what is left of each array, between them.
 
-    A ring of n sends (n - 1) / n of the array; an all-reduce does it twice; in an all-to-all over a ring the average piece
-    travels a quarter of the way round, and a permutation sends the array once.
+    A ring of n sends (n - 1) / n of the array; an all-reduce does it twice; in an all-to-all over a ring the average
+    piece travels a quarter of the way round, and a permutation sends the array once.
     """
     devices = [mesh.devices.flat[position] for position in one.group]
     slices = {getattr(device, "slice_index", 0) for device in devices}

@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 
@@ -53,7 +54,9 @@ def parse_topology(text: str, slices: int | None = None) -> Topology:
     match = _TEXT.fullmatch(text)
     rings = {hardware.name: hardware.whole_ring for hardware in HARDWARE if hardware.whole_ring}
     if match is None or match.group(2) not in rings:
-        raise ConfigError(f"topology {text!r}: expected CHIP:SIDESxSIDES, like v5p:8x8x8, with a CHIP of {', '.join(rings)}")
+        raise ConfigError(
+            f"topology {text!r}: expected CHIP:SIDESxSIDES, like v5p:8x8x8, with a CHIP of {', '.join(rings)}"
+        )
     number, chip, sides = match.groups()
     if number and slices:
         raise ConfigError(f"topology {text!r} says its slices, and --slices says {slices}")
@@ -78,7 +81,7 @@ def described_devices(topology: Topology) -> list[jax.Device]:
 
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
-    options = dict(_CHIP_OPTIONS.get(topology.chip, {}))
+    options: dict[str, Any] = dict(_CHIP_OPTIONS.get(topology.chip, {}))
     if topology.slices > 1:
         options["num_slices"] = topology.slices
     name = f"{topology.chip}:{'x'.join(map(str, topology.shape))}"

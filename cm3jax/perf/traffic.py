@@ -1,17 +1,18 @@
 """Bytes that a compiled program moves between a device's main memory and its cores.
 
-Every instruction reads its operands and writes its result once; what lies in on-chip memory costs nothing, a slice costs
-its own size and not that of the array it is cut from, and an update in place costs what it writes.
+Every instruction reads its operands and writes its result once; what lies in on-chip memory costs nothing, a slice
+costs its own size and not that of the array it is cut from, and an update in place costs what it writes.
 """
 
 import dataclasses
 
 from cm3jax.perf.hlo import Instruction, Module
 
-_FREE = frozenset(
-    "parameter constant iota tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
-    "add-dependency opt-barrier copy-done all-gather-done all-reduce-done collective-permute-done async-done async-update "
-    "async-start send-done recv-done domain".split()
+_FREE = (
+    *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all", "domain"),
+    *("while", "conditional", "call", "partition-id", "replica-id", "add-dependency", "opt-barrier"),
+    *("copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "send-done", "recv-done"),
+    *("async-start", "async-update", "async-done"),
 )
 _PRODUCTS = ("convolution", "dot")
 _SLICES = ("dynamic-slice", "slice", "gather")
