@@ -6,14 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from cm3jax.kernels.attention import blockwise_attention, dense_attention
+from cm3jax.kernels.attention import Mask, attention
 from cm3jax.models.config import TransformerConfig
 from cm3jax.models.layers import Norm, Rotation, add_bias, bias, residual_weight, rotate, weight
 from cm3jax.parallel.specs import constrain
-
-# Eight blocks leave 9/16 of the dense work; shorter blocks than 128 queries make the matrix products too small.
-QUERY_BLOCKS = 8
-SHORTEST_BLOCK = 128
 
 
 class Cache(Protocol):
@@ -29,27 +25,11 @@ class Cache(Protocol):
         """Stores k and v in the slots `positions` of `layer`; gives the new cache and all slots of that layer."""
 
 
-def attention(
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B S G K"],
-    v: Float[Array, "B S G K"],
-    positions: Int[Array, "B T"] | None = None,
-) -> Float[Array, "B T H K"]:
-    """Causal attention; the key in slot s is visible to a query at position p if s <= p.
-
-    Args:
-      positions: of the queries; None when queries and keys are the same whole sequence (T = S).
-    """
-    if positions is not None:
-        return dense_attention(q, k, v, positions)
-    length = q.shape[1]
-    return blockwise_attention(q, k, v, max(SHORTEST_BLOCK, -(-length // QUERY_BLOCKS)))
-
-
 class SelfAttention(nnx.Module):
     """Projections, optional query-key norm and rotation, attention, output projection."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.backend = config.attention_backend
         d_model, heads, groups, width = config.d_model, config.n_heads, config.n_kv_heads, config.head_dim
         self.query = weight(config, rngs, (d_model, heads, width), "qkv")
         self.key = weight(config, rngs, (d_model, groups, width), "qkv")
@@ -65,7 +45,7 @@ class SelfAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"] | None,
+        mask: Mask,
         rotation: Rotation | None,
         cache: Cache | None,
         layer: Int[Array, ""],
@@ -78,9 +58,9 @@ class SelfAttention(nnx.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
-            assert positions is not None
-            cache, k, v = cache.append(layer, k, v, positions)
-        mixed = constrain(attention(q, k, v, positions), "heads")
+            assert mask.positions is not None
+            cache, k, v = cache.append(layer, k, v, mask.positions)
+        mixed = constrain(attention(q, k, v, mask, self.backend), "heads")
         out = jnp.einsum("bthk,hkd->btd", mixed, self.out[...].astype(x.dtype))
         return add_bias(out, self.out_bias), cache
 

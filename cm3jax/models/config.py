@@ -7,6 +7,9 @@ functions that fill the same fields, so a small model of any of them is the same
 import dataclasses
 from typing import Literal
 
+from cm3jax.kernels.attention.dispatch import Backend
+from cm3jax.models.remat import Remat
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -20,7 +23,8 @@ class TransformerConfig:
       init_std, init_cut: weights ~ normal(0, init_std) cut at `init_cut` standard deviations.
       zero_init_residual: both projections that end a residual branch start at zero, so each block starts as identity.
       dtype: of computation; weights are stored in float32.
-      remat: what the backward pass recomputes: nothing, all but the weight matmuls ("dots"), whole layers ("full").
+      remat: what the backward pass recomputes, see `models.remat`.
+      attention_backend: the kernel for whole sequences, see `kernels.attention`; "auto" goes by the devices.
 
     Raises:
       ValueError: sizes that do not fit together.
@@ -48,7 +52,8 @@ class TransformerConfig:
     position_std: float = 0.0002
     zero_init_residual: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
+    attention_backend: Backend = "auto"
 
     def __post_init__(self):
         sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_len")

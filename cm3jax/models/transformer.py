@@ -1,16 +1,15 @@
 """The decoder-only transformer: one block, stacked and scanned, for training and for decoding with a cache."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from cm3jax.kernels.attention import Mask
 from cm3jax.models.attention import Cache, SelfAttention
 from cm3jax.models.config import TransformerConfig
 from cm3jax.models.layers import FeedForward, Norm, Rotation, rotation, truncated_normal, weight
+from cm3jax.models.remat import rematerialised
 from cm3jax.parallel.specs import constrain
 
 
@@ -27,16 +26,16 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"] | None,
+        mask: Mask,
         turn: Rotation | None,
         cache: Cache | None,
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         if self.pre:
-            branch, cache = self.attention(self.attention_norm(x), positions, turn, cache, layer)
+            branch, cache = self.attention(self.attention_norm(x), mask, turn, cache, layer)
             x = constrain(x + branch, "residual")
             return constrain(x + self.mlp(self.mlp_norm(x)), "residual"), cache
-        branch, cache = self.attention(x, positions, turn, cache, layer)
+        branch, cache = self.attention(x, mask, turn, cache, layer)
         x = constrain(x + self.attention_norm(branch), "residual")
         return constrain(x + self.mlp_norm(self.mlp(x)), "residual"), cache
 
@@ -56,8 +55,11 @@ class Transformer(nnx.Module):
         tied = config.tie_embeddings
         self.head = None if tied else weight(config, rngs, (config.vocab_size, config.d_model), "embedding")
 
-    def __call__(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(self, tokens: Int[Array, "B L"], segments: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
         """Hidden states after the final norm, in the compute dtype.
+
+        Args:
+          segments: runs of equal numbers are kept apart: no token sees another run, and positions restart in each.
 
         Raises:
           ValueError: more tokens than positions.
@@ -65,7 +67,8 @@ class Transformer(nnx.Module):
         length, limit = tokens.shape[1], self.config.max_len
         if length > limit:
             raise ValueError(f"transformer: {length} tokens do not fit in max_len {limit}")
-        return self._run(tokens, None, None)[0]
+        positions = None if segments is None else positions_in(segments)
+        return self._run(tokens, positions, Mask(segments=segments), None)[0]
 
     def decode(
         self, tokens: Int[Array, "B T"], cache: Cache, positions: Int[Array, "B T"]
@@ -75,7 +78,7 @@ class Transformer(nnx.Module):
         A row's slots are its positions: it must hold 0 .. p - 1 before position p is read. What lies in later slots
         is never seen, so a row padded on the right may leave anything there for the next call to overwrite.
         """
-        hidden, grown = self._run(tokens, cache, positions)
+        hidden, grown = self._run(tokens, positions, Mask(positions), cache)
         assert grown is not None
         return hidden, grown
 
@@ -89,7 +92,7 @@ class Transformer(nnx.Module):
         return jnp.einsum("...d,vd->...v", hidden, unembedding, preferred_element_type=jnp.float32)
 
     def _run(
-        self, tokens: Int[Array, "B T"], cache: Cache | None, positions: Int[Array, "B T"] | None
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None, mask: Mask, cache: Cache | None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         config = self.config
         x = constrain(self._embed(tokens, positions), "residual")
@@ -100,10 +103,10 @@ class Transformer(nnx.Module):
 
         def layer(carry, block_and_index):
             (x, cache), (block, index) = carry, block_and_index
-            return block(x, positions, turn, cache, index), None
+            return block(x, mask, turn, cache, index), None
 
         indices = jnp.arange(config.n_layers)
-        (x, cache), _ = jax.lax.scan(_rematerialised(layer, config.remat), (x, cache), (self.blocks, indices))
+        (x, cache), _ = jax.lax.scan(rematerialised(layer, config.remat), (x, cache), (self.blocks, indices))
         return self.norm(x), cache
 
     def _embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Float[Array, "B T D"]:
@@ -122,9 +125,8 @@ def _position_table(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(truncated_normal(rngs.params(), shape, config.position_std, config.init_cut), spec="positions")
 
 
-def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    if remat == "none":
-        return layer
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    # Inside a scan the compiler cannot merge the recomputation with the forward pass, so the barrier is not needed.
-    return jax.checkpoint(layer, policy=saved, prevent_cse=False)
+def positions_in(segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """The place of each token in its run of equal numbers, from 0."""
+    places = jnp.arange(segments.shape[1])
+    begins = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)

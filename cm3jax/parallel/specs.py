@@ -60,23 +60,27 @@ def replicated(tree: Any) -> Any:
 
 
 def conv_spec(features_in: int, features_out: int) -> str:
-    """The name of a kernel's spec: split by outputs, or by inputs where the outputs are few (pixels, narrow latents)."""
+    """The name of a kernel's spec: split by outputs, or by inputs where outputs are few (pixels, narrow latents)."""
     if features_out % 32 == 0:
         return "conv"
     return "conv_narrow" if features_in % 32 == 0 else "replicated"
 
 
+def weight_names(state: nnx.State) -> Any:
+    """Names of the specs, as a nested dict, of an (abstract) `nnx.State` of tagged Params."""
+    flat = {path: variable.get_metadata().get("spec", "replicated") for path, variable in nnx.to_flat_state(state)}
+    return nnx.traversals.unflatten_mapping(flat)
+
+
 def weight_specs(state: nnx.State) -> Any:
     """Partition specs, as a nested dict, for an (abstract) `nnx.State` of tagged Params."""
 
-    def spec(variable: nnx.Variable) -> P:
-        name = variable.get_metadata().get("spec", "replicated")
+    def spec(name: str, weight: jax.Array) -> P:
         named = WEIGHTS[name]
-        extra = variable.ndim - len(named) if named else 0
+        extra = weight.ndim - len(named) if named else 0
         return P(*(None,) * extra, *named)
 
-    flat = {path: spec(variable) for path, variable in nnx.to_flat_state(state)}
-    return nnx.traversals.unflatten_mapping(flat)
+    return jax.tree.map(spec, weight_names(state), nnx.to_pure_dict(state))
 
 
 def shardings(mesh: jax.sharding.Mesh, specs: Any) -> Any:

@@ -8,8 +8,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from cm3jax.optim import OptimConfig, apply_updates, decay_mask, make_optimizer, opt_state_specs
-from cm3jax.parallel.specs import weight_specs
+from cm3jax.optim import OptimConfig, apply_updates, make_optimizer, opt_state_specs
+from cm3jax.parallel.specs import weight_names, weight_specs
 from cm3jax.reliability.anomaly import AnomalyConfig, fresh_guard, guard_specs, guarded
 from cm3jax.state import TrainState, fresh_state
 
@@ -21,7 +21,7 @@ class Network:
         """`build(rngs)` makes the module; `steps` is the length of the learning-rate schedule."""
         self._build, self._anomaly = build, anomaly
         self._graphdef, self._abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-        self._optimizer = make_optimizer(optim, steps, decay_mask(self._abstract))
+        self._optimizer = make_optimizer(optim, steps, weight_names(self._abstract))
 
     @property
     def abstract(self) -> Any:

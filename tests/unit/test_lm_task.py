@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from cm3jax import loop
 from cm3jax.config import ConfigError
@@ -14,8 +15,10 @@ from cm3jax.loop import RunConfig
 from cm3jax.metrics import read_metrics
 from cm3jax.models.config import cm3leon
 from cm3jax.optim import OptimConfig
-from cm3jax.parallel.mesh import MeshConfig
+from cm3jax.optim.blocks import Blocks
+from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.tasks.lm import DatasetConfig, LMConfig, LMTask
+from cm3jax.tasks.update import abstract_state
 from cm3jax.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=320, image_size=8, sentinels=8, size=352)
@@ -58,6 +61,24 @@ def test_the_mesh_does_not_change_the_losses(scene_records, tmp_path, mesh):
     one = losses(scene_records, tmp_path / "one", MeshConfig(data=1, fsdp=1, replica=-1))
     other = losses(scene_records, tmp_path / "other", mesh)
     np.testing.assert_allclose(other["loss"][1], one["loss"][1], rtol=1e-5)
+
+
+def test_muon_with_byte_moments_is_sharded_and_survives_a_resume(scene_records, tmp_path):
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    optim = OptimConfig(name="muon", moments="int8", learning_rate=1e-2, warmup_steps=2, decay="constant")
+    whole = losses(scene_records, tmp_path / "whole", mesh, steps=4, optim=optim)
+    losses(scene_records, tmp_path / "parts", mesh, steps=2, optim=optim)
+    resumed = losses(scene_records, tmp_path / "parts", mesh, steps=4, optim=optim)
+    np.testing.assert_array_equal(resumed["loss"][1], whole["loss"][1])
+    task = LMTask(config(scene_records, optim=optim), seed=1, steps=4)
+    state = abstract_state(task, make_mesh(mesh))
+    blocks = [node for node in jax.tree.leaves(state.opt_state, is_leaf=is_blocks) if is_blocks(node)]
+    assert {block.codes.sharding.spec for block in blocks} >= {P(None, "fsdp", "tensor"), P("tensor", "fsdp")}
+    assert all(block.scales.sharding.spec == block.codes.sharding.spec for block in blocks)
+
+
+def is_blocks(node):
+    return isinstance(node, Blocks)
 
 
 def test_microbatches_give_the_update_of_the_whole_batch(scene_records, tmp_path):
