@@ -13,7 +13,7 @@ from cm3jax.perf.hardware import find_hardware
 from cm3jax.perf.hlo import parse
 from cm3jax.perf.roofline import Roofline, roofline
 from cm3jax.perf.traced import forward_flops
-from cm3jax.perf.traffic import Traffic, memory_traffic
+from cm3jax.perf.traffic import memory_traffic
 from cm3jax.tasks.task import Task
 from cm3jax.tasks.update import abstract_state, lower_update
 
@@ -47,6 +47,7 @@ class Prediction:
       needed_bytes: of a device's memory.
       model_flops, executed_flops: of all devices in one update, by formula; the second with what is recomputed.
       collectives: kind, axes, times an update, bytes an update on a device.
+      memory_traffic: bytes an update on a device.
       seconds, cpu_seconds: of compiling.
     """
 
@@ -60,7 +61,7 @@ class Prediction:
     model_flops: float
     executed_flops: float
     collectives: list[tuple[str, str, int, int]]
-    traffic: Traffic | None
+    memory_traffic: float
     roofline: Roofline | None
     seconds: float
     cpu_seconds: float
@@ -101,7 +102,7 @@ def predict(task: Task, mesh: jax.sharding.Mesh) -> Prediction:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Prediction(
-            **common, needed_bytes=_needed(str(error)), memory=None, collectives=[], traffic=None, roofline=None,
+            **common, needed_bytes=_needed(str(error)), memory=None, collectives=[], memory_traffic=0.0, roofline=None,
             seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - cpu,
         )  # fmt: skip
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
@@ -113,7 +114,7 @@ def predict(task: Task, mesh: jax.sharding.Mesh) -> Prediction:
         needed_bytes=memory.total,
         memory=memory,
         collectives=rows,
-        traffic=traffic,
+        memory_traffic=traffic.bytes,
         roofline=roofline(hardware, mesh, task.flops_per_batch, executed, traffic, found),
         seconds=seconds,
         cpu_seconds=cpu_seconds,

@@ -19,7 +19,7 @@ def prediction_text(found: Prediction) -> str:
         f"compiled in       {found.seconds:.0f} s ({found.cpu_seconds:.0f} s of processor time)",
         *_memory_lines(found),
     ]
-    if found.traffic is not None and found.roofline is not None:
+    if found.roofline is not None:
         line = found.roofline
         lines += [
             "collectives of an update, on each device",
@@ -28,9 +28,9 @@ def prediction_text(found: Prediction) -> str:
                 for kind, axes, times, size in found.collectives
             ),
             "seconds of an update",
-            f"  arithmetic         {line.compute:.4f}",
-            f"  memory             {line.products:.4f} beside it, {line.others:.4f} alone "
-            f"({found.traffic.products / 1e9:,.0f} and {found.traffic.others / 1e9:,.0f} GB)",
+            f"  products           {line.products:.4f} (all arithmetic at the peak: {line.arithmetic:.4f})",
+            f"  kernels, copies    {line.kernels:.4f}",
+            f"  other memory work  {line.others:.4f} (all memory traffic: {found.memory_traffic / 1e9:,.0f} GB)",
             *(f"  links {axes:<12} {seconds:.4f} in loops" for axes, seconds in line.links_in_loops.items()),
             *(f"  links {axes:<12} {seconds:.4f} outside of loops" for axes, seconds in line.links_outside.items()),
             f"  step               {line.step:.4f}",

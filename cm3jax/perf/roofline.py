@@ -1,14 +1,17 @@
 """How long an update takes at least on a device, from counts: arithmetic, memory traffic, collectives.
 
-    compute  = executed FLOPs / (devices * peak)
-    device   = max(compute, traffic of matrix products / memory rate) + other traffic / memory rate
+    products = sum over matrix products of max(FLOPs / peak, bytes / memory rate)
+    kernels  = max(FLOPs that the program's text does not show / peak, bytes of kernels and copies / memory rate)
+    device   = products + kernels + other bytes / memory rate
     links    = sum over collectives of their bytes over the links (or network) that their axes have
     step     = device + links outside of loops + max(0, links inside of loops - device)
     MFU      = model FLOPs / (devices * peak * step)
 
-What overlaps: a product's own traffic with its arithmetic, and collectives inside a loop (over layers, or microbatches)
-with the arithmetic of that loop. What does not: elementwise work, and collectives outside of loops. The collectives of
-different axes are added, as if they shared links. docs/aot.md says where this is optimistic.
+What overlaps: the traffic of a matrix product (and of what is fused with it) with its arithmetic, and collectives inside
+a loop (over layers, or microbatches) with the work of that loop. What does not: other elementwise work, and collectives
+outside of loops. The collectives of different axes are added, as if they shared links, and copies between memories as if
+nothing ran beside them. FLOPs that the text does not show are those by formula less those of its products. docs/aot.md
+says where all this is optimistic.
 """
 
 import dataclasses
@@ -25,10 +28,18 @@ from cm3jax.perf.traffic import Traffic
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one update; `links` by mesh axes, those inside loops and those outside; `mfu` is of `step`."""
+    """Seconds of one update on a device.
 
-    compute: float
+    Attributes:
+      arithmetic: all executed FLOPs at the peak; a part of what follows.
+      products, kernels, others: as in the formula.
+      links_in_loops, links_outside: by mesh axes.
+      mfu: of `step`.
+    """
+
+    arithmetic: float
     products: float
+    kernels: float
     others: float
     links_in_loops: dict[str, float]
     links_outside: dict[str, float]
@@ -51,12 +62,14 @@ def roofline(
       executed_flops: of all devices together, with what is recomputed.
     """
     inside, outside = link_seconds(hardware, mesh, collectives)
-    peak = hardware.flops * mesh.size
-    compute = executed_flops / peak
-    products, others = traffic.products / hardware.hbm_rate, traffic.others / hardware.hbm_rate
-    device = max(compute, products) + others
+    each, memory = executed_flops / mesh.size, hardware.hbm_rate
+    products = sum(work.runs * max(work.flops / hardware.flops, work.bytes / memory) for work in traffic.products)
+    hidden = max(0.0, each - sum(work.runs * work.flops for work in traffic.products))
+    kernels, others = max(hidden / hardware.flops, traffic.kernels / memory), traffic.others / memory
+    device = products + kernels + others
     step = device + sum(outside.values()) + max(0.0, sum(inside.values()) - device)
-    return Roofline(compute, products, others, inside, outside, step, model_flops / (peak * step))
+    mfu = model_flops / (hardware.flops * mesh.size * step)
+    return Roofline(each / hardware.flops, products, kernels, others, inside, outside, step, mfu)
 
 
 def link_seconds(

@@ -13,12 +13,14 @@ from cm3jax.config import ConfigError
 from cm3jax.perf.hardware import HARDWARE
 
 _TEXT = re.compile(r"(?:(\d+)\*)?([a-z]+\d+[a-z]*):(\d+(?:x\d+)*)")
-# libtpu asks the cloud's metadata server for these, and waits for an answer, unless they are there.
+# libtpu asks the cloud's metadata server for the first four, and waits for an answer, unless they are there.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
+    # Two processes that only compile do not get into each other's way.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 # The compiler joins the two cores of a chip only where told; see launch/flags/v4.sh.
 _CHIP_OPTIONS = {"v4": {"chip_config_name": "megacore"}}

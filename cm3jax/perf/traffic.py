@@ -7,6 +7,7 @@ costs its own size and not that of the array it is cut from, and an update in pl
 import dataclasses
 
 from cm3jax.perf.hlo import Instruction, Module
+from cm3jax.perf.products import PRODUCTS, product_flops
 
 _FREE = (
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all", "domain"),
@@ -14,23 +15,39 @@ _FREE = (
     *("copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "send-done", "recv-done"),
     *("async-start", "async-update", "async-done"),
 )
-_PRODUCTS = ("convolution", "dot")
+_BESIDE = ("copy-start", "custom-call")
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATES = ("dynamic-update-slice", "scatter")
 _PLAIN = ("bitcast", "copy", "convert", "reshape", "transpose")
 
 
 @dataclasses.dataclass(frozen=True)
+class Work:
+    """One instruction that multiplies matrices (a fusion around a product, or a kernel): bytes and FLOPs each time."""
+
+    bytes: float
+    flops: float
+    runs: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Bytes of one run of the program on one device.
+    """What one run of the program does on one device.
 
     Attributes:
-      products: of what multiplies matrices (kernels of our own too), and of copies between memories beside it.
-      others: of everything else, which runs alone.
+      products: instructions that multiply matrices.
+      kernels: bytes of custom kernels, whose arithmetic the text does not show, and of copies between memories.
+      others: bytes of everything else.
     """
 
-    products: float
+    products: tuple[Work, ...]
+    kernels: float
     others: float
+
+    @property
+    def bytes(self) -> float:
+        """All of them together."""
+        return sum(work.runs * work.bytes for work in self.products) + self.kernels + self.others
 
 
 def memory_traffic(module: Module) -> Traffic:
@@ -46,24 +63,29 @@ def memory_traffic(module: Module) -> Traffic:
         if instruction.opcode == "fusion"
         for name in instruction.called
     }
-    products, others = 0.0, 0.0
+    products, kernels, others = [], 0.0, 0.0
     for name, body in module.computations.items():
-        if name in fused or not module.runs[name]:
+        runs = module.runs[name]
+        if name in fused or not runs:
             continue
         for instruction in body.values():
-            size = module.runs[name] * _bytes(module, body, instruction)
-            if _overlaps(module, instruction):
-                products += size
+            size, flops = _bytes(module, body, instruction), _flops(module, body, instruction)
+            if flops:
+                products.append(Work(size, flops, runs))
+            elif instruction.opcode in _BESIDE:
+                kernels += runs * size
             else:
-                others += size
-    return Traffic(products, others)
+                others += runs * size
+    return Traffic(tuple(products), kernels, others)
 
 
-def _overlaps(module: Module, instruction: Instruction) -> bool:
-    if instruction.opcode in (*_PRODUCTS, "copy-start", "custom-call"):
-        return True
-    bodies = (module.computations[name] for name in instruction.called if instruction.opcode == "fusion")
-    return any(inner.opcode in _PRODUCTS for body in bodies for inner in body.values())
+def _flops(module: Module, body: dict[str, Instruction], instruction: Instruction) -> float:
+    if instruction.opcode in PRODUCTS:
+        return product_flops(instruction, body)
+    if instruction.opcode != "fusion":
+        return 0.0
+    bodies = [module.computations[name] for name in instruction.called]
+    return sum(_flops(module, inner, one) for inner in bodies for one in inner.values())
 
 
 def _bytes(module: Module, body: dict[str, Instruction], instruction: Instruction) -> int:

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.perf.collectives import Collective, collectives_text, find_collectives, total_bytes
 from cm3jax.perf.hlo import Shape, parse
-from cm3jax.perf.traffic import Traffic, memory_traffic
+from cm3jax.perf.traffic import Traffic, Work, memory_traffic
 
 # On a mesh of data=2, fsdp=2, tensor=2: devices 0 and 1 differ in `tensor`, 0 and 2 in `fsdp`, 0 and 4 in `data`.
 TEXT = """HloModule jit_f, is_scheduled=true
@@ -132,11 +132,42 @@ def test_unknown_groups_are_refused():
 
 def test_traffic_counts_slices_updates_in_place_and_main_memory_alone():
     # The product reads %y (8 KiB) and writes 8 KiB; the copy reads 8 KiB and writes to on-chip memory.
-    products = 2 * 8192
+    product = Work(2 * 8192, 2.0 * 64**3, 1)
     # Each round: a layer is read and written, gathered (1 + 2 rows), scattered (2 + 1 rows), and put back (read, written).
     rounds = 10 * 1024 * (2 + 3 + 3 + 2) + 10 * 2 * 4
     rest = 8192 + (16 + 32 + 2 * 10_240) + (2 * 32 + 4 + 10_240) + (32 + 10_240) + 2 * 4
-    assert memory_traffic(parse(TEXT)) == Traffic(products, rounds + rest)
+    found = memory_traffic(parse(TEXT))
+    assert found == Traffic((product,), 0.0, rounds + rest)
+    assert found.bytes == 2 * 8192 + rounds + rest
+
+
+# As libtpu 0.0.42 writes products: left, right, result, attributes, FLOPs.
+CONVOLUTIONS = [
+    ("bf16[64,128]", "bf16[128,32]", "bf16[64,32]", "dim_labels=bf_io->bf", 2 * 64 * 32 * 128),
+    ("bf16[4,16,128]", "bf16[128,32,1]", "bf16[4,16,32]", "window={size=1}, dim_labels=0bf_io0->0bf", 2 * 64 * 32 * 128),
+    (
+        # A spatial dimension of the weights (heads) spread over the result: input 1, result 8.
+        "bf16[1,16,64,1]", "bf16[8,32,64,1]", "bf16[1,16,8,32]",
+        "window={size=1x8 pad=0_0x7_7 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f", 2 * 16 * 8 * 32 * 64,
+    ),
+    (
+        "bf16[4,8,16,64]", "bf16[4,8,64,32]", "f32[4,8,16,32]",
+        "window={size=4x8 stride=3x7 lhs_dilate=4x8}, dim_labels=01bf_01io->01bf", 4 * 8 * 2 * 16 * 32 * 64,
+    ),
+    ("f32[2,8,8,3]", "f32[3,3,3,5]", "f32[2,8,8,5]", "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
+     2 * 2 * 5 * 3 * 22 * 22),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("left", "right", "out", "attributes", "flops"), CONVOLUTIONS)
+def test_flops_of_products_written_as_convolutions(left, right, out, attributes, flops):
+    text = f"""ENTRY %main (a: x, b: y) -> z {{
+  %a = {left}{{3,2,1,0}} parameter(0)
+  %b = {right}{{3,2,1,0}} parameter(1)
+  ROOT %c = {out}{{3,2,1,0}} convolution(%a, %b), {attributes}
+}}"""
+    (work,) = memory_traffic(parse(text)).products
+    assert work.flops == flops
 
 
 def test_a_real_program_over_layers():
