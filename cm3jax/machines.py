@@ -7,14 +7,16 @@ number of microbatches and what is recomputed; a value given on the command line
 import copy
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from cm3jax.config import ConfigError, build, to_dict
+from cm3jax.kernels.attention.dispatch import Backend
+from cm3jax.models.remat import Remat
 from cm3jax.parallel.mesh import MeshConfig, axis_sizes
 from cm3jax.perf.hardware import device_name
 
 # What a rule decides, and what may therefore change when a run goes on on other machines.
-MACHINE_KEYS = ("run.mesh", "lm.accumulate", "lm.loss_chunk", "lm.model.remat")
+MACHINE_KEYS = ("run.mesh", "lm.accumulate", "lm.loss_chunk", "lm.model.remat", "lm.model.attention_backend")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class MachineRule:
       chip: name of the device in `perf.hardware` ("v5p", "h200"), or JAX's device kind where it has none ("cpu").
       devices: from so many devices on, up to the next rule of the same chip.
       microbatch: sequences that a device, with those that it shares tensors with, works on at once.
-      remat: of the decoder.
+      remat, attention_backend: of the decoder.
       loss_tokens: tokens of a device whose logits are held at once.
       flags: the file launch/flags/FLAGS.sh with the compiler flags of these devices; by itself the one of `chip`.
     """
@@ -33,8 +35,9 @@ class MachineRule:
     chip: str
     mesh: MeshConfig
     microbatch: int
-    remat: Literal["none", "dots", "full"]
+    remat: Remat
     devices: int = 1
+    attention_backend: Backend = "auto"
     loss_tokens: int = 2048
     flags: str = ""
 
@@ -104,6 +107,7 @@ def apply_rule(
     held = min(rule.loss_tokens, each // accumulate * filled["lm"]["plan"]["length"])
     _fill(filled, "lm.loss_chunk", rows * held, overridden)
     _fill(filled, "lm.model.remat", rule.remat, overridden)
+    _fill(filled, "lm.model.attention_backend", rule.attention_backend, overridden)
     return filled
 
 

@@ -34,7 +34,7 @@ def cm3leon_pretraining(
             "checkpoint": {"every": 1000, "keep": 3, "keep_every": 25_000},
         },
         "lm": {
-            "model": dataclasses.asdict(model) | {"dtype": "bfloat16", "remat": "full"},
+            "model": dataclasses.asdict(model) | {"dtype": "bfloat16"},
             "train": ({"path": "records/train"},),
             "valid": ({"path": "records/valid"},),
             "image_tokenizer": "runs/vqgan",

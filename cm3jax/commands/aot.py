@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sweep", action="store_true", help="try layouts, and name the fastest that fits")
     parser.add_argument("--meshes", help="of a sweep: AXIS=SIZE,...;AXIS=SIZE,... (default: a few likely ones)")
     parser.add_argument("--microbatches", default=",".join(map(str, MICROBATCHES)), help="of a sweep, for each device")
-    parser.add_argument("--remats", default=",".join(REMATS), help="of a sweep")
+    parser.add_argument("--remats", default="none,dots,full", help="of a sweep")
     return parser
 
 

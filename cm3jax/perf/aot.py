@@ -84,7 +84,8 @@ def predict(task: Task, mesh: jax.sharding.Mesh) -> Prediction:
     if hardware is None:
         raise ValueError(f"no data sheet figures for {kind!r} in perf/hardware.py")
     state = abstract_state(task, mesh)
-    executed = forward_flops(task.step, _plain(state), task.batch_shapes())
+    with jax.set_mesh(mesh):
+        executed = forward_flops(task.step, _plain(state), task.batch_shapes())
     params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     common: dict[str, Any] = {
         "device_kind": kind,

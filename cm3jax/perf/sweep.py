@@ -10,7 +10,7 @@ from cm3jax.parallel.mesh import AXES, MeshConfig
 from cm3jax.perf.aot import Prediction
 
 # From the least recomputation to the most.
-REMATS = ("none", "dots", "full")
+REMATS = ("none", "dots", "offload", "full")
 MICROBATCHES = (1, 2, 4, 8)
 # Weights gathered from so many devices at once still come in pieces that fill the links.
 NEAR = 64

@@ -22,7 +22,10 @@ def torus(sides, mesh_shape, slices=1):
     devices = np.empty(len(places), object)
     devices[:] = [SimpleNamespace(coords=list(place), slice_index=s) for s, place in places]
     return SimpleNamespace(
-        devices=devices.reshape(mesh_shape), axis_names=AXES, size=len(places), shape=dict(zip(AXES, mesh_shape, strict=True))
+        devices=devices.reshape(mesh_shape),
+        axis_names=AXES,
+        size=len(places),
+        shape=dict(zip(AXES, mesh_shape, strict=True)),
     )
 
 
