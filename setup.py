@@ -56,6 +56,8 @@ EXTRAS = {
     "faiss": ["faiss-cpu>=1.12"],
     "convert": ["torch>=2.8", "transformers>=4.56"],
     "cuda": ["jax[cuda12]>=0.10.2"],
+    # Only compiles. Each jax reads the programs of one libtpu: that of its own extra `tpu`.
+    "aot": ["libtpu>=0.0.42"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "tensorboard": ["tensorboardX>=2.6.4"],
     "wandb": ["wandb>=0.22"],

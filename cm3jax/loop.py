@@ -25,7 +25,7 @@ from cm3jax.parallel.distributed import barrier, first_process
 from cm3jax.parallel.layout import layout_text
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.parallel.specs import batch_sharding
-from cm3jax.perf.peak import peak_flops
+from cm3jax.perf.hardware import peak_flops
 from cm3jax.perf.profile import Profile
 from cm3jax.reliability.anomaly import AnomalyError
 from cm3jax.reliability.checkpoint import CheckpointConfig, CheckpointError, Checkpoints

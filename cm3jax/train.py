@@ -12,6 +12,7 @@ from cm3jax.config import ConfigError, dumps, fingerprint, to_dict
 from cm3jax.evals.run_report import write_run_report
 from cm3jax.files import write_atomic
 from cm3jax.loop import RunConfig
+from cm3jax.machines import MACHINE_KEYS
 from cm3jax.parallel.distributed import barrier
 from cm3jax.reliability.checkpoint import read_run_config
 from cm3jax.state import TrainState
@@ -74,11 +75,11 @@ def train(config: Config, workdir: Path, task: Task | None = None) -> TrainState
 
 
 def _check_same_run(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
-    """Refuses to continue a run as another one; only the `run` group (length, logging, mesh) may change."""
+    """Refuses to continue a run as another one; only the `run` group and what depends on the machine may change."""
     changed = [
         f"{key}: {old_value!r} -> {new_value!r}"
         for key, (old_value, new_value) in _differences(old, new).items()
-        if not key.startswith("run.")
+        if not key.startswith(("run.", *MACHINE_KEYS))
     ]
     if changed:
         raise ConfigError(

@@ -15,7 +15,7 @@ a run that a signal stopped, restarts without limit; a failure restarts all pods
 start goes on from the newest checkpoint. For example:
 
   launch/gke.sh run --name cm3 --image REGISTRY/cm3jax:tpu --tpu tpu-v5p-slice --topology 2x2x4 --hosts 4 \\
-    --bucket my-runs -- cm3 train --config=configs/lm/cm3leon.py:350m --workdir=/data/runs/350m
+    --bucket my-runs -- cm3 train --config=configs/lm/350m.py --workdir=/data/runs/350m
 
   --name NAME             of the JobSet
   --image IMAGE           built from launch/docker

@@ -14,7 +14,7 @@ and the mesh axis "replica" goes across slices. A command "cm3 train" or "cm3 pr
 --config.run.mesh.replica=N. For example:
 
   launch/multi_slice.sh run --slices 2 --name cm3 --zone us-east5-a --type v5p-64 --setup mount.sh -- \\
-    cm3 train --config=configs/lm/cm3leon.py:7b --workdir=/mnt/runs/7b
+    cm3 train --config=configs/lm/7b.py --workdir=/mnt/runs/7b
 
   --slices N             how many, at least 2
 EOT

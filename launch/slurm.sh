@@ -13,7 +13,7 @@ saves and leaves, and the job queues itself again. So it does after a failure, b
 between two orderly stops; a node that fails or a job that is preempted is queued again by SLURM. For example:
 
   launch/slurm.sh --nodes 4 --gpus-per-node 8 --time 24:00:00 --partition gpu -- \\
-    cm3 train --config=configs/lm/cm3leon.py:760m --workdir=/shared/runs/760m
+    cm3 train --config=configs/lm/760m.py --workdir=/shared/runs/760m
 
   --nodes N             how many
   --gpus-per-node N     processes on a node, one for each GPU

@@ -12,7 +12,7 @@ usage: launch/tpu_pod.sh run --name NAME --zone ZONE --type TYPE [options] -- CO
 One TPU pod slice, all its workers as one run. For example:
 
   launch/tpu_pod.sh run --name cm3 --zone us-central2-b --type v4-32 --spot --setup mount.sh -- \\
-    cm3 train --config=configs/lm/cm3leon.py:350m --workdir=/mnt/runs/350m
+    cm3 train --config=configs/lm/350m.py --workdir=/mnt/runs/350m
 
 EOT
   tpu_usage

@@ -12,7 +12,7 @@ usage: launch/worker.sh [options] -- COMMAND
 Sets what a process of a run needs and becomes COMMAND, with .venv/bin of this checkout first in PATH.
 The other launchers call it; by hand it is one process with the flags of its device:
 
-  launch/worker.sh --flags gpu -- cm3 train --config=configs/lm/cm3leon.py:350m --workdir=runs/350m
+  launch/worker.sh --flags gpu -- cm3 train --config=configs/lm/350m.py --workdir=runs/350m
 
   --flags NAME      v4, v5e, v5p, v6e, gpu: source launch/flags/NAME.sh (default: none)
   --env NAME=VALUE  set a variable; it comes before the flag file, so it wins; may be repeated

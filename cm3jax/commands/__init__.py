@@ -31,3 +31,8 @@ def read_config(arguments: list[str]) -> dict[str, Any]:
     if rest[1:]:
         raise ConfigError(f"unknown arguments {rest[1:]}")
     return given.to_dict()
+
+
+def config_keys(overrides: list[str]) -> set[str]:
+    """The dotted keys of arguments `--config.KEY=VALUE`."""
+    return {word.lstrip("-").removeprefix("config.").partition("=")[0] for word in overrides}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jax
 
-from cm3jax.commands import HelpFormatter, read_config
+from cm3jax.commands import HelpFormatter, config_keys, read_config
 from cm3jax.config import build
+from cm3jax.machines import resolve
 from cm3jax.parallel.departure import joined
 from cm3jax.parallel.distributed import from_environment
 from cm3jax.parallel.mesh import MeshConfig
@@ -19,7 +20,7 @@ EPILOG = """with the options of `cm3 train` it checks the mesh of that run; with
 
 examples:
   cm3 preflight --workdir=runs/lm
-  launch/local.sh --processes 4 -- cm3 preflight --config=configs/lm/cm3leon.py:350m --workdir=runs/lm
+  launch/local.sh --processes 4 -- cm3 preflight --config=configs/lm/350m.py --workdir=runs/lm
 
 exit status: 0 all is well, 1 a check failed, 2 wrong options, 86 a check hung, 87 another process is gone
 """
@@ -39,9 +40,7 @@ def main(argv: list[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
     if overrides and not options.config:
         parser.error(f"unknown arguments {overrides}")
-    mesh = MeshConfig()
-    if options.config:
-        mesh = build(Config, read_config([f"--config={options.config}", *overrides])).run.mesh
+    values = read_config([f"--config={options.config}", *overrides]) if options.config else None
     limits = Limits(
         seconds=options.seconds,
         clock_seconds=options.clock_seconds,
@@ -50,6 +49,11 @@ def main(argv: list[str]) -> int:
         link_share=options.link_share,
     )
     with joined(from_environment(os.environ)):
+        mesh = MeshConfig()
+        if values is not None:
+            devices = jax.devices()
+            values = resolve(values, devices[0].device_kind, len(devices), config_keys(overrides))
+            mesh = build(Config, values).run.mesh
         findings = preflight(options.workdir, mesh, limits)
     bad = failed(findings)
     if jax.process_index() == 0:

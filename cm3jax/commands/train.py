@@ -8,8 +8,9 @@ from pathlib import Path
 
 import jax
 
-from cm3jax.commands import HelpFormatter, read_config
+from cm3jax.commands import HelpFormatter, config_keys, read_config
 from cm3jax.config import build
+from cm3jax.machines import resolve
 from cm3jax.parallel.departure import joined
 from cm3jax.parallel.distributed import from_environment
 from cm3jax.train import Config, train
@@ -37,11 +38,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", type=Path, required=True, help="checkpoints, metrics and the resolved config")
     parser.add_argument("--profile", action="store_true", help=f"trace {PROFILED_UPDATES} updates into the run")
     options, overrides = parser.parse_known_args(argv)
-    config = build(Config, read_config([f"--config={options.config}", *overrides]))
-    if options.profile:
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, profile_updates=PROFILED_UPDATES))
+    values = read_config([f"--config={options.config}", *overrides])
     with joined(from_environment(os.environ)):
         devices = jax.devices()
         logger.info("%d devices: %s", len(devices), devices[0].device_kind)
+        config = build(Config, resolve(values, devices[0].device_kind, len(devices), config_keys(overrides)))
+        if options.profile:
+            config = dataclasses.replace(config, run=dataclasses.replace(config.run, profile_updates=PROFILED_UPDATES))
         state = train(config, options.workdir)
     return 0 if int(state.step) >= config.run.steps else int(os.environ.get("CM3_EXIT_STOPPED", "0"))

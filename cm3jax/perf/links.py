@@ -14,31 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from cm3jax.parallel.mesh import AXES
 from cm3jax.perf.findings import Finding, everyones, named
+from cm3jax.perf.hardware import find_hardware
 
-# Bytes per second that one device can send over all its links, from the vendors' data sheets (Google Cloud TPU system
-# architecture pages, interconnect bandwidth per chip; NVIDIA A100, H100, H200: half of NVLink's both directions). An
-# axis along one side of a torus uses two links only, so a third of this can be right.
-LINK_BYTES = {
-    "TPU v4": 300e9,
-    "TPU v5 lite": 200e9,
-    "TPU v5e": 200e9,
-    "TPU v5": 600e9,
-    "TPU v5p": 600e9,
-    "TPU v6 lite": 448e9,
-    "TPU v6e": 448e9,
-    "NVIDIA A100": 300e9,
-    "NVIDIA H100": 450e9,
-    "NVIDIA H200": 450e9,
-}
 _BYTES = 64 * 2**20
 _CPU_BYTES = 2**20
 _RUNS = 5
-
-
-def link_bytes(kind: str) -> float | None:
-    """Bytes per second a device of this kind can send at most; None where the table has no figure."""
-    names = [name for name in LINK_BYTES if kind.startswith(name)]
-    return LINK_BYTES[max(names, key=len)] if names else None
 
 
 def check_axis(mesh: jax.sharding.Mesh, axis: str, hosts: list[str], seconds: float, least_share: float) -> Finding:
@@ -92,10 +72,10 @@ def _is_right(mesh: jax.sharding.Mesh, axis: str, sums: jax.Array, pattern: np.n
 def _expected(mesh: jax.sharding.Mesh, axis: str, hosts: list[str]) -> tuple[float | None, str]:
     """The most that the links allow, in bytes per second, and in words what is known of it."""
     device = mesh.devices.flat[0]
-    most = link_bytes(device.device_kind)
+    hardware = find_hardware(device.device_kind)
     if device.platform == "cpu":
         return None, "exact sums; CPUs have no links"
-    if most is None:
+    if hardware is None:
         return None, f"exact sums; no link rate known for {device.device_kind!r}"
     groups = np.moveaxis(mesh.devices, AXES.index(axis), -1).reshape(-1, mesh.shape[axis])
     if device.platform == "tpu":
@@ -104,6 +84,7 @@ def _expected(mesh: jax.sharding.Mesh, axis: str, hosts: list[str]) -> tuple[flo
         joined = all(len({hosts[d.process_index] for d in group}) == 1 for group in groups)
     if not joined:
         return None, "exact sums; goes over the network, whose rate is not known"
+    most = hardware.all_links_rate
     return most, f"exact sums; all links of a device: {most / 1e9:.0f} GB/s"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from cm3jax.perf.findings import Finding, everyones, named
-from cm3jax.perf.peak import peak_flops
+from cm3jax.perf.hardware import peak_flops
 
 _SIZE = 8192
 _CPU_SIZE = 512

@@ -12,7 +12,8 @@ def forward_flops(function: Callable[..., Any], *arguments: Any) -> float:
     """FLOPs of the convolutions and matrix products that `function(*arguments)` makes; nothing is computed.
 
     A product of an m x k by a k x n matrix counts 2 m k n; a convolution 2 x output elements x inputs of one output, as
-    if no input were padding. A `scan` counts its body as often as it runs, a `cond` its dearest branch.
+    if no input were padding. A `scan` counts its body as often as it runs, a `cond` its dearest branch, a
+    `shard_map` its body on every device, and a Pallas kernel every cell of its grid, also those that a mask skips.
 
     Args:
       arguments: arrays or `jax.ShapeDtypeStruct`s.
@@ -30,9 +31,20 @@ def _count(jaxpr: core.Jaxpr) -> float:
             total += _convolution(equation)
         else:
             inner = [_count(body) for body in _bodies(equation)]
-            repeats = equation.params["length"] if name == "scan" else 1
-            total += repeats * (max(inner, default=0.0) if name == "cond" else sum(inner))
+            total += _repeats(equation) * (max(inner, default=0.0) if name == "cond" else sum(inner))
     return total
+
+
+def _repeats(equation: core.JaxprEqn) -> int:
+    parameters = equation.params
+    match equation.primitive.name:
+        case "scan":
+            return parameters["length"]
+        case "shard_map":
+            return parameters["mesh"].size
+        case "pallas_call":
+            return math.prod(parameters["grid_mapping"].grid)
+    return 1
 
 
 def _product(equation: core.JaxprEqn) -> float:

@@ -67,5 +67,5 @@ def test_train_tells_launchers_that_it_stopped_early(steps, named, status, tmp_p
     monkeypatch.setattr("cm3jax.commands.train.train", lambda config, workdir: SimpleNamespace(step=np.int32(steps)))
     if named:
         monkeypatch.setenv("CM3_EXIT_STOPPED", named)
-    config = f"--config={repo_root}/configs/lm/cm3leon.py:350m"
-    assert cli.main(["train", config, f"--workdir={tmp_path}"]) == status
+    config = [f"--config={repo_root}/configs/lm/350m.py", "--config.run.mesh.fsdp=-1"]
+    assert cli.main(["train", *config, f"--workdir={tmp_path}"]) == status

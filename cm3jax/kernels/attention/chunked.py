@@ -1,31 +1,29 @@
-"""Attention of a whole sequence without all its scores, in plain array operations that run on any device.
+"""Attention of a whole sequence a block at a time, in plain array operations that run on any device.
 
-Blocks of queries visit only the chunks of keys that causality and the window leave them; sums over chunks are corrected
-as larger scores appear, and the backward pass recomputes each block's shares from the saved logarithm of its
-denominator (FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2).
+Each block of queries visits only the blocks of keys that causality and the window leave it. Sums are corrected as
+larger scores appear, and the backward pass recomputes shares from the saved logarithm of their denominator
+(FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2). The loops are loops of the compiled program, so that no two
+blocks of scores are ever in memory at once.
 """
 
 import functools
-from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from cm3jax.kernels.attention.mask import Mask
+from cm3jax.kernels.attention.mask import Mask, visible
 
-# Eight blocks of queries leave 9/16 of the dense work; with blocks shorter than 128 the matrix products are too small.
-QUERY_BLOCKS = 8
-SHORTEST_BLOCK = 128
-# Longest chunk of keys that a block of queries visits at once.
-KEY_CHUNK = 2048
+# A block of 128 x 128 scores stays in a CPU's cache.
+BLOCK = 128
 # Of the output and the logarithms of the denominators, for the policies of `models.remat`.
 RESIDUAL = "attention"
 LOWEST = -1e30
 
 Heads = Float[Array, "B G R T K"]
-Keys = Float[Array, "B G S K"]
+Keys = Float[Array, "B G T K"]
 
 
 def chunked_attention(
@@ -33,95 +31,122 @@ def chunked_attention(
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T G K"],
     mask: Mask,
-    block: int | None = None,
-    chunk: int = KEY_CHUNK,
+    block: int = BLOCK,
 ) -> Float[Array, "B T H K"]:
-    """`dense_attention` of a whole sequence; scores in memory are [B, H, block, chunk].
+    """`dense_attention` of a whole sequence; scores in memory are [B, H, block, block].
 
     Args:
       mask: without positions.
-      block: queries at a time; by default an eighth of the sequence. Neither needs to divide its length.
-      chunk: keys at a time.
+      block: queries and keys at a time; the length needs not be a multiple.
     """
     batch, length, heads, width = q.shape
-    groups = k.shape[2]
-    block = block or max(SHORTEST_BLOCK, -(-length // QUERY_BLOCKS))
-    grouped = jnp.moveaxis(q.reshape(batch, length, groups, heads // groups, width), 1, 3)
-    out = _attend(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), mask.segments, mask.window, block, chunk)
-    return jnp.moveaxis(out, 3, 1).reshape(batch, length, heads, width)
+    groups, block = k.shape[2], min(block, length)
+    pad = -length % block
+    q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q, k, v))
+    segments = None if mask.segments is None else jnp.pad(mask.segments, ((0, 0), (0, pad)))
+    grouped = jnp.moveaxis(q.reshape(batch, length + pad, groups, heads // groups, width), 1, 3)
+    out = _attend(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), segments, mask.window, block)
+    return jnp.moveaxis(out, 3, 1).reshape(batch, length + pad, heads, width)[:, :length]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _attend(
-    q: Heads, k: Keys, v: Keys, segments: Int[Array, "B T"] | None, window: int | None, block: int, chunk: int
-) -> Heads:
-    return _forward(q, k, v, segments, window, block, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(q: Heads, k: Keys, v: Keys, segments: Int[Array, "B T"] | None, window: int | None, block: int) -> Heads:
+    return _forward(q, k, v, segments, window, block)[0]
 
 
-def _forward(q, k, v, segments, window, block, chunk):
-    mask = Mask(segments=segments, window=window)
-    found = [_one_block(q, k, v, mask, rows, chunk) for rows in _blocks(0, q.shape[3], block)]
-    out, log_sums = (jnp.concatenate(parts, axis=3) for parts in zip(*found, strict=True))
-    out, log_sums = checkpoint_name(out, RESIDUAL), checkpoint_name(log_sums, RESIDUAL)
+def _forward(
+    q: Heads, k: Keys, v: Keys, segments: Int[Array, "B T"] | None, window: int | None, block: int
+) -> tuple[Heads, tuple[Any, ...]]:
+    def rows(_: None, i: Int[Array, ""]) -> tuple[None, Any]:
+        q_rows = _block(q, i, block, 3)
+
+        def columns(j: Int[Array, ""], carry: Any) -> Any:
+            largest, total, mixed = carry
+            scores = _scores(q_rows, k, segments, window, i, j, block)
+            now = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
+            shares, shrunk = jnp.exp(scores - now), jnp.exp(largest - now)
+            part = _product("bgrts,bgsk->bgrtk", shares.astype(v.dtype), _block(v, j, block, 2))
+            return now, total * shrunk + jnp.sum(shares, axis=-1, keepdims=True), mixed * shrunk + part
+
+        lowest = jnp.full((*q_rows.shape[:-1], 1), LOWEST)
+        start = (lowest, jnp.zeros_like(lowest), jnp.zeros(q_rows.shape, jnp.float32))
+        # A row to which a block shows nothing counts that block in full; its own key, in the last block, then shrinks
+        # what was counted to zero.
+        largest, total, mixed = jax.lax.fori_loop(_first(i, window, block), i + 1, columns, start)
+        return None, ((mixed / total).astype(q.dtype), largest + jnp.log(total))
+
+    _, found = jax.lax.scan(rows, None, jnp.arange(q.shape[3] // block))
+    out, log_sums = (checkpoint_name(_joined(x), RESIDUAL) for x in found)
     return out, (q, k, v, segments, out, log_sums)
 
 
-def _one_block(
-    q: Heads, k: Keys, v: Keys, mask: Mask, rows: slice, chunk: int
-) -> tuple[Float[Array, "B G R t K"], Float[Array, "B G R t 1"]]:
-    """Outputs of the queries `rows`, and the logarithms of their denominators."""
-    largest = total = mixed = None
-    for columns in _blocks(*mask.keys_of(rows.start, rows.stop), chunk):
-        scores = _scores(q, k, mask, rows, columns)
-        now = jnp.max(scores, axis=-1, keepdims=True)
-        now = now if largest is None else jnp.maximum(largest, now)
-        shares = jnp.exp(scores - now)
-        summed = jnp.sum(shares, axis=-1, keepdims=True)
-        part = _product("bgrts,bgsk->bgrtk", shares.astype(v.dtype), v[:, :, columns])
-        if largest is None:
-            total, mixed = summed, part
-        else:
-            shrunk = jnp.exp(largest - now)
-            total, mixed = total * shrunk + summed, mixed * shrunk + part
-        largest = now
-    # A row whose first chunk shows it nothing has counted that chunk in full; its own key, in the last chunk, then
-    # shrinks what was counted to zero.
-    return (mixed / total).astype(q.dtype), largest + jnp.log(total)
-
-
-def _backward(window, block, chunk, residuals, cotangent):
+def _backward(
+    window: int | None, block: int, residuals: tuple[Any, ...], cotangent: Heads
+) -> tuple[Heads, Keys, Keys, None]:
     q, k, v, segments, out, log_sums = residuals
-    mask = Mask(segments=segments, window=window)
     # Row sums of shares * d(shares): what the softmax takes off each score's gradient.
     offsets = jnp.sum(cotangent.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for rows in _blocks(0, q.shape[3], block):
-        dq_rows = jnp.zeros((), jnp.float32)
-        for columns in _blocks(*mask.keys_of(rows.start, rows.stop), chunk):
-            shares = jnp.exp(_scores(q, k, mask, rows, columns) - log_sums[:, :, :, rows])
-            d_out = cotangent[:, :, :, rows]
-            dv = dv.at[:, :, columns].add(_product("bgrts,bgrtk->bgsk", shares.astype(v.dtype), d_out))
-            d_shares = _product("bgrtk,bgsk->bgrts", d_out, v[:, :, columns])
-            d_scores = (shares * (d_shares - offsets[:, :, :, rows]) * q.shape[-1] ** -0.5).astype(q.dtype)
-            dq_rows = dq_rows + _product("bgrts,bgsk->bgrtk", d_scores, k[:, :, columns])
-            dk = dk.at[:, :, columns].add(_product("bgrts,bgrtk->bgsk", d_scores, q[:, :, :, rows]))
-        dq.append(dq_rows.astype(q.dtype))
-    return jnp.concatenate(dq, axis=3), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+    def rows(carry: Any, i: Int[Array, ""]) -> tuple[Any, Any]:
+        q_rows, d_out, offset, log_sum = (_block(x, i, block, 3) for x in (q, cotangent, offsets, log_sums))
+
+        def columns(j: Int[Array, ""], carry: Any) -> Any:
+            dq, dk, dv = carry
+            shares = jnp.exp(_scores(q_rows, k, segments, window, i, j, block) - log_sum)
+            d_shares = _product("bgrtk,bgsk->bgrts", d_out, _block(v, j, block, 2))
+            d_scores = (shares * (d_shares - offset) * q.shape[-1] ** -0.5).astype(q.dtype)
+            dq = dq + _product("bgrts,bgsk->bgrtk", d_scores, _block(k, j, block, 2))
+            dk = _added(dk, j, _product("bgrts,bgrtk->bgsk", d_scores, q_rows))
+            return dq, dk, _added(dv, j, _product("bgrts,bgrtk->bgsk", shares.astype(v.dtype), d_out))
+
+        start = (jnp.zeros(q_rows.shape, jnp.float32), *carry)
+        dq, *carry = jax.lax.fori_loop(_first(i, window, block), i + 1, columns, start)
+        return tuple(carry), dq.astype(q.dtype)
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    (dk, dv), dq = jax.lax.scan(rows, (zeros, zeros), jnp.arange(q.shape[3] // block))
+    return _joined(dq), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(q: Heads, k: Keys, mask: Mask, rows: slice, columns: slice) -> Float[Array, "B G R t s"]:
-    scores = _product("bgrtk,bgsk->bgrts", q[:, :, :, rows], k[:, :, columns]) * q.shape[-1] ** -0.5
-    visible = mask.block(rows, columns)
-    return scores if visible is None else jnp.where(visible[:, None, None], scores, LOWEST)
+def _first(i: Int[Array, ""], window: int | None, block: int) -> Int[Array, ""]:
+    """The first block of keys that any query of block i sees."""
+    return jnp.zeros_like(i) if window is None else jnp.maximum(0, (i * block + 1 - window) // block)
+
+
+def _scores(
+    q_rows: Heads,
+    k: Keys,
+    segments: Int[Array, "B T"] | None,
+    window: int | None,
+    i: Int[Array, ""],
+    j: Int[Array, ""],
+    block: int,
+) -> Float[Array, "B G R t s"]:
+    scores = _product("bgrtk,bgsk->bgrts", q_rows, _block(k, j, block, 2)) * q_rows.shape[-1] ** -0.5
+    queries, keys = i * block + jnp.arange(block)[:, None], j * block + jnp.arange(block)
+    seen = visible(queries, keys, window)[None]
+    if segments is not None:
+        seen = seen & (_block(segments, i, block, 1)[:, :, None] == _block(segments, j, block, 1)[:, None])
+    return jnp.where(seen[:, None, None], scores, LOWEST)
+
+
+def _block(x: Any, i: Int[Array, ""], block: int, axis: int) -> Any:
+    return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis)
+
+
+def _added(x: Keys, j: Int[Array, ""], part: Keys) -> Keys:
+    block = part.shape[2]
+    return jax.lax.dynamic_update_slice_in_dim(x, _block(x, j, block, 2) + part, j * block, 2)
+
+
+def _joined(blocks: Float[Array, "n B G R t K"]) -> Heads:
+    """The blocks of queries one behind the other."""
+    joined = jnp.moveaxis(blocks, 0, 3)
+    return joined.reshape(*joined.shape[:3], -1, joined.shape[-1])
 
 
 def _product(subscripts: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-
-
-def _blocks(start: int, end: int, size: int) -> Iterator[slice]:
-    for at in range(start, end, size):
-        yield slice(at, min(at + size, end))

@@ -27,6 +27,8 @@ PLATFORM = {"cudnn": "gpu", "splash": "tpu"}
 REFUSES = {"cudnn": cudnn_refuses, "splash": splash_refuses}
 FASTEST = {"gpu": "cudnn", "tpu": "splash"}
 FALLBACK = "chunked"
+# Larger than the cache of a CPU asks for: matrix units want longer products.
+ACCELERATOR_BLOCK = 512
 
 
 def attention(
@@ -43,17 +45,15 @@ def attention(
     """
     if mask.positions is not None:
         return dense_attention(q, k, v, mask)
-    return KERNELS[choose(q, k, mask, backend)](q, k, v, mask)
+    kernel, platform = choose(q, k, mask, backend), _platform()
+    if kernel == "chunked" and platform != "cpu":
+        return chunked_attention(q, k, v, mask, ACCELERATOR_BLOCK)
+    return KERNELS[kernel](q, k, v, mask)
 
 
 def choose(q: Float[Array, "B T H K"], k: Float[Array, "B T G K"], mask: Mask, backend: Backend) -> str:
-    """The kernel for a whole sequence.
-
-    The platform is that of the mesh, whose devices may be of a machine that is not here (compiling ahead of time).
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    platform = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
-    platform = "gpu" if platform in ("cuda", "gpu") else platform
+    """The kernel for a whole sequence."""
+    mesh, platform = jax.sharding.get_abstract_mesh(), _platform()
     wanted = FASTEST.get(platform, FALLBACK) if backend == "auto" else backend
     if wanted not in REFUSES:
         return wanted
@@ -64,6 +64,14 @@ def choose(q: Float[Array, "B T H K"], k: Float[Array, "B T G K"], mask: Mask, b
         return wanted
     _warn_once(f"attention: {wanted} ({backend} was asked for) cannot run: {reason}; {FALLBACK} runs instead")
     return FALLBACK
+
+
+def _platform() -> str:
+    """Of the mesh, whose devices may be of a machine that is not here (compiling ahead of time)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return "gpu" if platform == "cuda" else platform
 
 
 @functools.cache

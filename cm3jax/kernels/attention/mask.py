@@ -36,29 +36,14 @@ class Mask:
 
     def dense(self, queries: int, keys: int) -> Bool[Array, "b T S"]:
         """True where query t sees key s; b is 1 when that is the same for all rows."""
-        if self.positions is not None:
-            return _near(self.positions[:, :, None], jnp.arange(keys), self.window)
-        found = self.block(slice(0, queries), slice(0, keys))
-        return jnp.ones((1, queries, keys), bool) if found is None else found
-
-    def keys_of(self, start: int, end: int) -> tuple[int, int]:
-        """The range of keys outside of which no query of start .. end - 1 of a whole sequence sees any."""
-        return 0 if self.window is None else max(0, start + 1 - self.window), end
-
-    def block(self, queries: slice, keys: slice) -> Bool[Array, "b t s"] | None:
-        """The dense mask of a rectangle of a whole sequence; None where every query sees every key."""
-        found = None
-        crosses_diagonal = keys.stop - 1 > queries.start
-        crosses_window = self.window is not None and queries.stop - 1 - keys.start >= self.window
-        if crosses_diagonal or crosses_window:
-            at = jnp.arange(queries.start, queries.stop)[None, :, None]
-            found = _near(at, jnp.arange(keys.start, keys.stop), self.window)
-        if self.segments is not None:
-            same = self.segments[:, queries, None] == self.segments[:, None, keys]
-            found = same if found is None else found & same
-        return found
+        at = jnp.arange(queries)[None] if self.positions is None else self.positions
+        seen = visible(at[:, :, None], jnp.arange(keys), self.window)
+        if self.segments is None:
+            return seen
+        return seen & (self.segments[:, :, None] == self.segments[:, None])
 
 
-def _near(queries: Int[Array, "b T 1"], keys: Int[Array, " S"], window: int | None) -> Bool[Array, "b T S"]:
+def visible(queries: Int[Array, "... T 1"], keys: Int[Array, " S"], window: int | None) -> Bool[Array, "... T S"]:
+    """Whether queries at these positions see the keys in these slots, whatever the segments."""
     seen = keys <= queries
     return seen if window is None else seen & (keys > queries - window)

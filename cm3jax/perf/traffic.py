@@ -1,0 +1,153 @@
+"""Bytes that a compiled program moves between a device's main memory and its cores.
+
+Every instruction reads its operands and writes its result once; what lies in on-chip memory costs nothing, a slice
+costs its own size and not that of the array it is cut from, and an update in place costs what it writes.
+"""
+
+import dataclasses
+
+from cm3jax.perf.hlo import Instruction, Module
+from cm3jax.perf.products import PRODUCTS, product_flops
+
+_FREE = (
+    *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all", "domain"),
+    *("while", "conditional", "call", "partition-id", "replica-id", "add-dependency", "opt-barrier"),
+    *("copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "send-done", "recv-done"),
+    *("async-start", "async-update", "async-done"),
+)
+_BESIDE = ("copy-start", "custom-call")
+_SLICES = ("dynamic-slice", "slice", "gather")
+_UPDATES = ("dynamic-update-slice", "scatter")
+_PLAIN = ("bitcast", "copy", "convert", "reshape", "transpose")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One instruction that multiplies matrices (a fusion around a product, or a kernel): bytes and FLOPs each time."""
+
+    bytes: float
+    flops: float
+    runs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What one run of the program does on one device.
+
+    Attributes:
+      products: instructions that multiply matrices.
+      kernels: bytes of custom kernels, whose arithmetic the text does not show, and of copies between memories.
+      others: bytes of everything else.
+    """
+
+    products: tuple[Work, ...]
+    kernels: float
+    others: float
+
+    @property
+    def bytes(self) -> float:
+        """All of them together."""
+        return sum(work.runs * work.bytes for work in self.products) + self.kernels + self.others
+
+
+def memory_traffic(module: Module) -> Traffic:
+    """Sums over all computations that run, each as often as it runs.
+
+    Raises:
+      ValueError: a loop without a known number of rounds.
+    """
+    fused = {
+        name
+        for body in module.computations.values()
+        for instruction in body.values()
+        if instruction.opcode == "fusion"
+        for name in instruction.called
+    }
+    products, kernels, others = [], 0.0, 0.0
+    for name, body in module.computations.items():
+        runs = module.runs[name]
+        if name in fused or not runs:
+            continue
+        for instruction in body.values():
+            size, flops = _bytes(module, body, instruction), _flops(module, body, instruction)
+            if flops:
+                products.append(Work(size, flops, runs))
+            elif instruction.opcode in _BESIDE:
+                kernels += runs * size
+            else:
+                others += runs * size
+    return Traffic(tuple(products), kernels, others)
+
+
+def _flops(module: Module, body: dict[str, Instruction], instruction: Instruction) -> float:
+    if instruction.opcode in PRODUCTS:
+        return product_flops(instruction, body)
+    if instruction.opcode != "fusion":
+        return 0.0
+    bodies = [module.computations[name] for name in instruction.called]
+    return sum(_flops(module, inner, one) for inner in bodies for one in inner.values())
+
+
+def _bytes(module: Module, body: dict[str, Instruction], instruction: Instruction) -> int:
+    if instruction.opcode in _FREE:
+        return 0
+    if instruction.opcode == "copy-start":
+        # (to, from, context)
+        return sum(shape.bytes for shape in instruction.shapes[:2] if not shape.space)
+    if instruction.opcode in _SLICES:
+        return 2 * _size(instruction)
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * _size(body[instruction.operands[1]])
+    if instruction.opcode == "fusion":
+        inner = module.computations[instruction.called[0]]
+        return _fusion_reads(body, instruction, inner) + _fusion_writes(instruction, inner)
+    return _size(instruction) + sum(_size(body[name]) for name in instruction.operands if name in body)
+
+
+def _size(instruction: Instruction) -> int:
+    return sum(shape.bytes for shape in instruction.shapes if not shape.space)
+
+
+def _fusion_reads(body: dict[str, Instruction], fusion: Instruction, inner: dict[str, Instruction]) -> int:
+    total = 0
+    for parameter in (i for i in inner.values() if i.opcode == "parameter"):
+        operand = body.get(fusion.operands[int(parameter.inside)])
+        if operand is None or not _size(operand):
+            continue
+        users = _users(inner, parameter.name)
+        if users and all(user.opcode in _SLICES and user.operands[0] in seen for user, seen in users):
+            total += sum(_whole(user) for user, _ in users)
+        elif users and all(user.opcode in _UPDATES and user.operands[0] in seen for user, seen in users):
+            continue  # the array that is updated in place is not read
+        else:
+            total += _size(operand)
+    return total
+
+
+def _users(inner: dict[str, Instruction], name: str) -> list[tuple[Instruction, set[str]]]:
+    """What reads a value, looked for behind bitcasts and copies; beside each the names that the value has there."""
+    seen, found, front = {name}, [], [name]
+    while front:
+        current = front.pop()
+        for user in inner.values():
+            if current not in user.operands:
+                continue
+            if user.opcode in _PLAIN:
+                seen.add(user.name)
+                front.append(user.name)
+            else:
+                found.append((user, seen))
+    return found
+
+
+def _fusion_writes(fusion: Instruction, inner: dict[str, Instruction]) -> int:
+    root = next(i for i in inner.values() if i.root)
+    while root.opcode in _PLAIN and root.operands[0] in inner and inner[root.operands[0]].opcode != "parameter":
+        root = inner[root.operands[0]]
+    if root.opcode == "dynamic-update-slice" and _size(fusion):
+        return _whole(inner[root.operands[1]])
+    return _size(fusion)
+
+
+def _whole(instruction: Instruction) -> int:
+    return sum(shape.bytes for shape in instruction.shapes)
