@@ -147,13 +147,18 @@ def loss_of(graphdef, params, tokens):
     return out.loss_sum / out.weight_sum
 
 
-def test_rematerialisation_changes_no_number():
-    tokens, found = tokens_of(2), []
-    for remat in ("none", "dots", "full"):
-        graphdef, params = noisy_params(dataclasses.replace(TINY["chameleon"], remat=remat))
-        found.append(jax.jit(jax.value_and_grad(functools.partial(loss_of, graphdef)))(params, tokens))
-    for other in found[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[0], other)
+def test_segments_are_kept_apart_and_positions_restart_in_each(config):
+    graphdef, params = noisy_params(config)
+    tokens = tokens_of(2)
+    packed = np.stack(
+        [np.concatenate([tokens[0, :9], tokens[1, :15]]), np.concatenate([tokens[1, :15], tokens[0, :9]])]
+    )
+    segments = np.stack([np.repeat([4, 7], [9, 15]), np.repeat([0, 1], [15, 9])])
+    found = jax.jit(lambda tokens, segments: nnx.merge(graphdef, params)(tokens, segments))(packed, segments)
+    alone, _ = full_forward(config)(tokens)
+    for row, parts in ((0, [(0, 9), (1, 15)]), (1, [(1, 15), (0, 9)])):
+        expected = np.concatenate([alone[r, :length] for r, length in parts])
+        np.testing.assert_allclose(found[row], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_follows_float32():
