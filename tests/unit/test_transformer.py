@@ -149,16 +149,17 @@ def loss_of(graphdef, params, tokens):
 
 def test_segments_are_kept_apart_and_positions_restart_in_each(config):
     graphdef, params = noisy_params(config)
-    tokens = tokens_of(2)
-    packed = np.stack(
-        [np.concatenate([tokens[0, :9], tokens[1, :15]]), np.concatenate([tokens[1, :15], tokens[0, :9]])]
-    )
-    segments = np.stack([np.repeat([4, 7], [9, 15]), np.repeat([0, 1], [15, 9])])
-    found = jax.jit(lambda tokens, segments: nnx.merge(graphdef, params)(tokens, segments))(packed, segments)
-    alone, _ = full_forward(config)(tokens)
-    for row, parts in ((0, [(0, 9), (1, 15)]), (1, [(1, 15), (0, 9)])):
-        expected = np.concatenate([alone[r, :length] for r, length in parts])
-        np.testing.assert_allclose(found[row], expected, atol=1e-5, rtol=1e-5)
+    alone = tokens_of(2)
+    # One behind the other, and the second within the first.
+    segments = np.stack([np.repeat([4, 7], [9, 15]), np.repeat([1, 0, 1], [5, 15, 4])])
+    lengths = {4: (0, 9), 7: (1, 15), 1: (0, 9), 0: (1, 15)}
+    packed = np.zeros_like(alone)
+    for number, (row, length) in lengths.items():
+        packed[segments == number] = alone[row, :length]
+    found = np.asarray(jax.jit(lambda t, s: nnx.merge(graphdef, params)(t, s))(packed, segments))
+    expected, _ = full_forward(config)(alone)
+    for number, (row, length) in lengths.items():
+        np.testing.assert_allclose(found[segments == number], expected[row, :length], atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_follows_float32():
