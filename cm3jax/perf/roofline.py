@@ -7,11 +7,11 @@
     step     = device + links outside of loops + max(0, links inside of loops - device)
     MFU      = model FLOPs / (devices * peak * step)
 
-What overlaps: the traffic of a matrix product (and of what is fused with it) with its arithmetic, and collectives inside
-a loop (over layers, or microbatches) with the work of that loop. What does not: other elementwise work, and collectives
-outside of loops. The collectives of different axes are added, as if they shared links, and copies between memories as if
-nothing ran beside them. FLOPs that the text does not show are those by formula less those of its products. docs/aot.md
-says where all this is optimistic.
+What overlaps: the traffic of a matrix product (and of what is fused with it) with its arithmetic, and collectives
+inside a loop (over layers, or microbatches) with the work of that loop. What does not: other elementwise work, and
+collectives outside of loops. The collectives of different axes are added, as if they shared links, and copies between
+memories as if nothing ran beside them. FLOPs that the text does not show are those by formula less those of its
+products. docs/aot.md says where all this is optimistic.
 """
 
 import dataclasses

@@ -133,7 +133,7 @@ def test_unknown_groups_are_refused():
 def test_traffic_counts_slices_updates_in_place_and_main_memory_alone():
     # The product reads %y (8 KiB) and writes 8 KiB; the copy reads 8 KiB and writes to on-chip memory.
     product = Work(2 * 8192, 2.0 * 64**3, 1)
-    # Each round: a layer is read and written, gathered (1 + 2 rows), scattered (2 + 1 rows), and put back (read, written).
+    # Each round: a layer is read and written, gathered (1 + 2 rows), scattered (2 + 1), and put back (read, written).
     rounds = 10 * 1024 * (2 + 3 + 3 + 2) + 10 * 2 * 4
     rest = 8192 + (16 + 32 + 2 * 10_240) + (2 * 32 + 4 + 10_240) + (32 + 10_240) + 2 * 4
     found = memory_traffic(parse(TEXT))
@@ -144,7 +144,10 @@ def test_traffic_counts_slices_updates_in_place_and_main_memory_alone():
 # As libtpu 0.0.42 writes products: left, right, result, attributes, FLOPs.
 CONVOLUTIONS = [
     ("bf16[64,128]", "bf16[128,32]", "bf16[64,32]", "dim_labels=bf_io->bf", 2 * 64 * 32 * 128),
-    ("bf16[4,16,128]", "bf16[128,32,1]", "bf16[4,16,32]", "window={size=1}, dim_labels=0bf_io0->0bf", 2 * 64 * 32 * 128),
+    (
+        "bf16[4,16,128]", "bf16[128,32,1]", "bf16[4,16,32]",
+        "window={size=1}, dim_labels=0bf_io0->0bf", 2 * 64 * 32 * 128,
+    ),
     (
         # A spatial dimension of the weights (heads) spread over the result: input 1, result 8.
         "bf16[1,16,64,1]", "bf16[8,32,64,1]", "bf16[1,16,8,32]",

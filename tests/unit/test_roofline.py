@@ -105,8 +105,8 @@ def test_step_time_and_mfu():
     gather = Collective("all-gather", ("fsdp",), tuple(range(64)), 64 * 600_000_000 // 63, 500, True)
     reduce = Collective("all-reduce", ("fsdp",), tuple(range(64)), 64 * 600_000_000 // 63, 100, False)
     rate = 2765e9
-    # Twice: 1 s of arithmetic beside half a second of memory; then 1 s of memory beside half a second of arithmetic. The
-    # FLOPs that are left, 1 s of them, are in a kernel.
+    # Twice: 1 s of arithmetic beside half a second of memory; then 1 s of memory beside half a second of arithmetic.
+    # The FLOPs that are left, 1 s of them, are in a kernel.
     works = (Work(0.5 * rate, 459e12, 2), Work(rate, 0.5 * 459e12, 2))
     traffic = Traffic(works, kernels=0.75 * rate, others=0.25 * rate)
     found = roofline(V5P, mesh, 3 * peak, 4 * peak, traffic, [gather, reduce])
