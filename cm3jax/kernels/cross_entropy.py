@@ -1,19 +1,26 @@
-"""Cross-entropy over a large vocabulary without ever holding the logits of all tokens."""
+"""Cross-entropy over a large vocabulary without ever holding the logits of all tokens.
+
+One pass over chunks of tokens gives the loss and its gradients together, so logits are computed once. On a mesh each
+device keeps its own tokens and its own part of the vocabulary: what travels for a chunk is three numbers a token.
+"""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from cm3jax.parallel.specs import constrain
+from cm3jax.parallel.specs import ACTIVATIONS, BATCH, WEIGHTS
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
     """Attributes:
-    nll: negative log-likelihood of each target in nats, unweighted.
+    nll: negative log-likelihood of each target in nats, unweighted; no gradient flows through it.
     loss_sum: sum of weight * (nll + z_loss * log_z^2); divide by `weight_sum` for the mean.
     weight_sum: sum of the weights.
     """
@@ -31,9 +38,13 @@ def reference_cross_entropy(
     z_loss: float = 0.0,
 ) -> CrossEntropy:
     """-log softmax(hidden unembedding^T)[target], plus z_loss * log_z^2 (PaLM, arXiv 2204.02311, section 5)."""
-    nll, log_z = _nll(hidden, unembedding, targets)
+    logits = _logits(hidden, unembedding)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    nll = log_z - jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     weights = weights.astype(jnp.float32)
-    return CrossEntropy(nll, jnp.sum(weights * (nll + z_loss * jnp.square(log_z))), jnp.sum(weights))
+    return CrossEntropy(
+        jax.lax.stop_gradient(nll), jnp.sum(weights * (nll + z_loss * jnp.square(log_z))), jnp.sum(weights)
+    )
 
 
 def cross_entropy(
@@ -44,39 +55,158 @@ def cross_entropy(
     z_loss: float = 0.0,
     chunk: int = 1024,
 ) -> CrossEntropy:
-    """`reference_cross_entropy`, `chunk` tokens at a time: memory for logits is [chunk, V], forward and backward.
+    """`reference_cross_entropy`, `chunk` tokens at a time: memory for logits is [chunk, V] over all devices.
 
     Args:
       hidden: in the compute dtype, to which `unembedding` is cast; logits and sums are fp32.
-      chunk: tokens at a time; a multiple of the devices that share the batch.
+      chunk: tokens at a time, of all devices that share the batch.
+
+    Raises:
+      ValueError: tokens, vocabulary or width that the mesh does not divide.
     """
+    weights = weights.astype(jnp.float32)
+    loss_sum, nll = _cross_entropy(hidden, unembedding, targets, weights, z_loss, chunk)
+    return CrossEntropy(jax.lax.stop_gradient(nll), loss_sum, jnp.sum(weights))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(
+    hidden: Float[Array, "N D"],
+    unembedding: Float[Array, "V D"],
+    targets: Int[Array, " N"],
+    weights: Float[Array, " N"],
+    z_loss: float,
+    chunk: int,
+) -> tuple[Float[Array, ""], Float[Array, " N"]]:
+    loss, nll, _ = _on_mesh(hidden, unembedding, targets, weights, z_loss, chunk, with_gradients=False)
+    return jnp.sum(weights * loss), nll
+
+
+def _forward(
+    hidden: Float[Array, "N D"],
+    unembedding: Float[Array, "V D"],
+    targets: Int[Array, " N"],
+    weights: Float[Array, " N"],
+    z_loss: float,
+    chunk: int,
+) -> tuple[Any, Any]:
+    loss, nll, (d_hidden, d_unembedding) = _on_mesh(hidden, unembedding, targets, weights, z_loss, chunk, True)
+    return (jnp.sum(weights * loss), nll), (d_hidden, d_unembedding.astype(unembedding.dtype), loss)
+
+
+def _backward(z_loss: float, chunk: int, gradients: Any, cotangents: Any) -> Any:
+    scale, _ = cotangents
+    d_hidden, d_unembedding, d_weights = ((scale * g).astype(g.dtype) for g in gradients)
+    return d_hidden, d_unembedding, None, d_weights
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _on_mesh(
+    hidden: Float[Array, "N D"],
+    unembedding: Float[Array, "V D"],
+    targets: Int[Array, " N"],
+    weights: Float[Array, " N"],
+    z_loss: float,
+    chunk: int,
+    with_gradients: bool,
+) -> tuple[Float[Array, " N"], Float[Array, " N"], tuple[Any, ...]]:
+    """Loss and nll of each token, and the gradients of the weighted sum if asked for."""
+    run = functools.partial(_local, z_loss=z_loss, with_gradients=with_gradients)
+    mesh = jax.sharding.get_abstract_mesh()
+    arguments = (hidden, unembedding.astype(hidden.dtype), targets, weights)
+    if mesh.empty:
+        return run(*arguments, chunk=chunk, on_mesh=False)
+    rows, shape = mesh.size // mesh.shape["tensor"], (hidden.shape[0], *unembedding.shape)
+    if shape[0] % rows or shape[1] % mesh.shape["tensor"] or shape[2] % mesh.shape["fsdp"]:
+        raise ValueError(
+            f"cross-entropy: {shape[0]} tokens, a vocabulary of {shape[1]} and a width of {shape[2]}, expected "
+            f"multiples of {rows}, {mesh.shape['tensor']} and {mesh.shape['fsdp']} on mesh {dict(mesh.shape)}"
+        )
+    tokens = P(BATCH)
+    gradients = (P(BATCH, None), WEIGHTS["embedding"]) if with_gradients else ()
+    return jax.shard_map(
+        functools.partial(run, chunk=max(chunk // rows, 1), on_mesh=True),
+        in_specs=(P(BATCH, None), ACTIVATIONS["unembedding"], tokens, tokens),
+        out_specs=(tokens, tokens, gradients),
+        check_vma=False,
+    )(*arguments)
+
+
+def _local(
+    hidden: Float[Array, "n D"],
+    unembedding: Float[Array, "v D"],
+    targets: Int[Array, " n"],
+    weights: Float[Array, " n"],
+    *,
+    z_loss: float,
+    chunk: int,
+    with_gradients: bool,
+    on_mesh: bool,
+) -> tuple[Float[Array, " n"], Float[Array, " n"], tuple[Any, ...]]:
+    """The tokens of one device, with its part of the vocabulary."""
+    part = unembedding.shape[0]
+    targets = targets - jax.lax.axis_index("tensor") * part if on_mesh else targets
+    over_vocabulary = _Reductions("tensor" if on_mesh else None)
+
+    def one(d_unembedding: Any, piece: Any) -> tuple[Any, Any]:
+        hidden, targets, weights = piece
+        logits = _logits(hidden, unembedding)
+        nll, log_z = _nll(logits, targets, over_vocabulary)
+        found = (nll + z_loss * jnp.square(log_z), nll)
+        if not with_gradients:
+            return None, found
+        shares = jnp.exp(logits - log_z[:, None]) * (1 + 2 * z_loss * log_z)[:, None]
+        is_target = jnp.arange(part) == targets[:, None]
+        d_logits = (weights[:, None] * (shares - is_target)).astype(hidden.dtype)
+        d_hidden = jnp.einsum("nv,vd->nd", d_logits, unembedding, preferred_element_type=jnp.float32)
+        d_chunk = jnp.einsum("nv,nd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+        return d_unembedding + d_chunk, (*found, d_hidden)
+
     tokens = hidden.shape[0]
-    if tokens <= chunk:
-        return reference_cross_entropy(hidden, unembedding, targets, weights, z_loss)
     steps = -(-tokens // chunk)
+    size = -(-tokens // steps)
 
-    # Step j takes tokens j, j + steps, j + 2 steps, ...: each device that holds a run of tokens has its share of every
-    # chunk, which contiguous chunks would not give.
-    def split(x):
-        padded = jnp.pad(x, [(0, steps * chunk - tokens), *[(0, 0)] * (x.ndim - 1)])
-        return jnp.swapaxes(padded.reshape(chunk, steps, *x.shape[1:]), 0, 1)
+    def split(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, steps * size - tokens), *[(0, 0)] * (x.ndim - 1)])
+        return padded.reshape(steps, size, *x.shape[1:])
 
-    @jax.checkpoint
-    def one(piece):
-        part = reference_cross_entropy(piece[0], unembedding, piece[1], piece[2], z_loss)
-        return part.nll, part.loss_sum
+    start = jnp.zeros(unembedding.shape, jnp.float32) if with_gradients else None
+    d_unembedding, found = jax.lax.scan(one, start, (split(hidden), split(targets), split(weights)))
+    loss, nll, *rest = (x.reshape(-1, *x.shape[2:])[:tokens] for x in found)
+    if not with_gradients:
+        return loss, nll, ()
+    d_hidden = over_vocabulary.sum(rest[0]).astype(hidden.dtype)
+    if on_mesh:
+        d_unembedding = jax.lax.psum(d_unembedding, ("replica", "data"))
+        d_unembedding = jax.lax.psum_scatter(d_unembedding, "fsdp", scatter_dimension=1, tiled=True)
+    return loss, nll, (d_hidden, d_unembedding)
 
-    nll, loss_sums = jax.lax.map(one, (split(hidden), split(targets), split(weights)))
-    nll = jnp.swapaxes(nll, 0, 1).reshape(-1)[:tokens]
-    return CrossEntropy(nll, jnp.sum(loss_sums), jnp.sum(weights.astype(jnp.float32)))
+
+@dataclasses.dataclass(frozen=True)
+class _Reductions:
+    """Over the devices along a mesh axis; nothing to do without one."""
+
+    axis: str | None
+
+    def sum(self, x: Array) -> Array:
+        return x if self.axis is None else jax.lax.psum(x, self.axis)
+
+    def max(self, x: Array) -> Array:
+        return x if self.axis is None else jax.lax.pmax(x, self.axis)
+
+
+def _logits(hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"]) -> Float[Array, "N V"]:
+    return jnp.einsum("nd,vd->nv", hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def _nll(
-    hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], targets: Int[Array, " N"]
-) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    logits = jnp.einsum("nd,vd->nv", hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    logits = constrain(logits, "logits")
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison, not a gather: the vocabulary may be split over devices.
-    is_target = jnp.arange(unembedding.shape[0]) == targets[:, None]
-    return log_z - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1), log_z
+    logits: Float[Array, "n v"], targets: Int[Array, " n"], over_vocabulary: _Reductions
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Of each token, and the logarithm of its denominator; targets may lie in another device's part."""
+    largest = over_vocabulary.max(jnp.max(logits, axis=-1))
+    log_z = largest + jnp.log(over_vocabulary.sum(jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1)))
+    here = (targets >= 0) & (targets < logits.shape[1])
+    own = jnp.take_along_axis(logits, jnp.where(here, targets, 0)[:, None], axis=-1)[:, 0]
+    return log_z - over_vocabulary.sum(jnp.where(here, own, 0.0)), log_z

@@ -8,15 +8,12 @@
 | full | the layer's input | the layer |
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 
 from cm3jax.kernels.attention.chunked import RESIDUAL
-
-logger = logging.getLogger(__name__)
 
 Remat = Literal["none", "dots", "offload", "full"]
 

@@ -59,7 +59,8 @@ class Transformer(nnx.Module):
         """Hidden states after the final norm, in the compute dtype.
 
         Args:
-          segments: runs of equal numbers are kept apart: no token sees another run, and positions restart in each.
+          segments: tokens with different numbers are kept apart: none sees another's, and positions count the tokens
+            with the same number.
 
         Raises:
           ValueError: more tokens than positions.
@@ -126,7 +127,9 @@ def _position_table(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def positions_in(segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
-    """The place of each token in its run of equal numbers, from 0."""
-    places = jnp.arange(segments.shape[1])
-    begins = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+    """The place of each token among those with its number, from 0."""
+    order = jnp.argsort(segments, axis=1, stable=True)
+    numbers, places = jnp.take_along_axis(segments, order, axis=1), jnp.arange(segments.shape[1])
+    begins = jnp.concatenate([jnp.ones_like(numbers[:, :1], bool), numbers[:, 1:] != numbers[:, :-1]], axis=1)
+    within = places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+    return jnp.take_along_axis(within, jnp.argsort(order, axis=1), axis=1)

@@ -33,7 +33,6 @@ ACTIVATIONS: dict[str, P] = {
     "residual": P(BATCH, None, None),  # [B, L, d_model]
     "heads": P(BATCH, None, "tensor", None),  # [B, L, heads, head_dim]
     "hidden": P(BATCH, None, "tensor"),  # [B, L, d_ff]
-    "logits": P(BATCH, "tensor"),  # [tokens, vocabulary], one chunk
     "embedding_lookup": P(None, None),  # a table gathered whole before a lookup
     "unembedding": P("tensor", None),  # the output matrix as the loss uses it, once for all chunks of tokens
     "images": P(BATCH, None, None, None),  # [B, H, W, C]

@@ -28,6 +28,7 @@ from cm3jax.reliability.anomaly import AnomalyConfig
 from cm3jax.state import TrainState
 from cm3jax.tasks.network import Network
 from cm3jax.tasks.task import Batch, Metrics
+from cm3jax.tokens.packed import samples_of
 from cm3jax.tokens.vocabulary import Vocabulary
 
 
@@ -46,6 +47,8 @@ class LMConfig:
     Attributes:
       image_tokenizer: the `vqgan` run whose codes the records hold; read when generating.
       text_tokenizer: the text model of the records; read when generating.
+      isolate_samples: samples of a sequence do not see each other and positions restart in each, as if each were alone;
+        the first token of a sample is then no target of the one before it.
       batch_size: sequences in a global batch.
       accumulate: microbatches per update.
       loss_chunk: tokens whose logits are held at once.
@@ -62,6 +65,7 @@ class LMConfig:
     cm3: CM3Config = CM3Config()
     optim: OptimConfig = OptimConfig()
     anomaly: AnomalyConfig = AnomalyConfig()
+    isolate_samples: bool = False
     batch_size: int = 32
     accumulate: int = 1
     z_loss: float = 0.0
@@ -122,7 +126,7 @@ class LMTask:
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update over `accumulate` microbatches; the loss is the mean over all tokens with weight."""
         count = self.config.accumulate
-        total = jnp.maximum(batch["weights"][:, 1:].sum(), 1.0)
+        total = jnp.maximum(self._target_weights(batch).sum(), 1.0)
 
         def objective(params, rows):
             loss, sums = self._losses(params, rows)
@@ -144,8 +148,9 @@ class LMTask:
     def _losses(self, params: Any, batch: Batch) -> tuple[Float[Array, ""], dict[str, Float[Array, " 2"]]]:
         """The weighted sum that is minimised, and (weighted sum of nats, weight) per modality."""
         model = self._network.merge(params)
-        tokens, weights = batch["tokens"], batch["weights"][:, 1:]
-        hidden, targets = model(tokens[:, :-1]), tokens[:, 1:]
+        tokens, weights = batch["tokens"], self._target_weights(batch)
+        samples = samples_of(tokens, self.vocabulary)[:, :-1] if self.config.isolate_samples else None
+        hidden, targets = model(tokens[:, :-1], samples), tokens[:, 1:]
         found = cross_entropy(
             hidden.reshape(-1, hidden.shape[-1]),
             model.unembedding(),
@@ -158,6 +163,13 @@ class LMTask:
         masks = {"loss": weights, "text_loss": weights * self.vocabulary.is_text(targets)}
         masks["image_loss"] = weights * self.vocabulary.is_image(targets)
         return found.loss_sum, {name: jnp.stack([(nll * mask).sum(), mask.sum()]) for name, mask in masks.items()}
+
+    def _target_weights(self, batch: Batch) -> Float[Array, "B L"]:
+        weights = batch["weights"][:, 1:]
+        if not self.config.isolate_samples:
+            return weights
+        samples = samples_of(batch["tokens"], self.vocabulary)
+        return weights * (samples[:, 1:] == samples[:, :-1])
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Bits per token of causal validation sequences (text, `<break>`, image): all, text, image."""

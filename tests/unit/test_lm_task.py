@@ -89,6 +89,27 @@ def test_microbatches_give_the_update_of_the_whole_batch(scene_records, tmp_path
     np.testing.assert_allclose(parts["grad_norm"][1], whole["grad_norm"][1], rtol=1e-4)
 
 
+def test_isolated_samples_are_learnt_as_if_alone(scene_records):
+    task = LMTask(config(scene_records, isolate_samples=True), seed=1, steps=1)
+    rng, eos = np.random.default_rng(0), VOCABULARY.eos
+    samples = [[eos, *rng.integers(4, 320, n).tolist(), eos] for n in (9, 17, 5)]
+    rows = [sum(samples, []), *samples]
+    tokens = np.full((4, 65), VOCABULARY.pad, np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    weights = (tokens != VOCABULARY.pad).astype(np.float32)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), jax.jit(task.init)(jax.random.key(0)).params)
+
+    def gradients(rows):
+        batch = {"tokens": tokens[rows], "weights": weights[rows]}
+        (loss, sums), grads = jax.jit(jax.value_and_grad(task._losses, has_aux=True))(params, batch)
+        return loss, sums["loss"][1], grads
+
+    packed, alone = gradients(slice(0, 1)), gradients(slice(1, 4))
+    assert float(packed[1]) == sum(map(len, samples)) - 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), packed, alone)
+
+
 def test_batch_i_directly_equals_batch_i_reached_by_iterating(scene_records):
     task = LMTask(config(scene_records), seed=1, steps=30)
     iterated = list(batches(task.examples, 8, 0, 25))

@@ -147,13 +147,19 @@ def loss_of(graphdef, params, tokens):
     return out.loss_sum / out.weight_sum
 
 
-def test_rematerialisation_changes_no_number():
-    tokens, found = tokens_of(2), []
-    for remat in ("none", "dots", "full"):
-        graphdef, params = noisy_params(dataclasses.replace(TINY["chameleon"], remat=remat))
-        found.append(jax.jit(jax.value_and_grad(functools.partial(loss_of, graphdef)))(params, tokens))
-    for other in found[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[0], other)
+def test_segments_are_kept_apart_and_positions_restart_in_each(config):
+    graphdef, params = noisy_params(config)
+    alone = tokens_of(2)
+    # One behind the other, and the second within the first.
+    segments = np.stack([np.repeat([4, 7], [9, 15]), np.repeat([1, 0, 1], [5, 15, 4])])
+    lengths = {4: (0, 9), 7: (1, 15), 1: (0, 9), 0: (1, 15)}
+    packed = np.zeros_like(alone)
+    for number, (row, length) in lengths.items():
+        packed[segments == number] = alone[row, :length]
+    found = np.asarray(jax.jit(lambda t, s: nnx.merge(graphdef, params)(t, s))(packed, segments))
+    expected, _ = full_forward(config)(alone)
+    for number, (row, length) in lengths.items():
+        np.testing.assert_allclose(found[segments == number], expected[row, :length], atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_follows_float32():

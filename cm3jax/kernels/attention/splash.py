@@ -61,11 +61,11 @@ def _local(q, k, v, segments=None, *, window: int | None, interpret: bool):
     length, heads = q.shape[1], q.shape[2]
     kernel = _kernel(length, heads, window, interpret)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    if segments is None:
-        out = jax.vmap(kernel)(q, k, v)
-    else:
-        out = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=kernels.SegmentIds(s, s)))(q, k, v, segments)
-    return jnp.swapaxes(out, 1, 2)
+
+    def row(q, k, v, segments=None):
+        return kernel(q, k, v, segment_ids=None if segments is None else kernels.SegmentIds(segments, segments))
+
+    return jnp.swapaxes(jax.vmap(row)(q, k, v, *([] if segments is None else [segments])), 1, 2)
 
 
 def _kernel(length: int, heads: int, window: int | None, interpret: bool) -> kernels.SplashAttentionKernel:
