@@ -187,3 +187,40 @@ def test_a_real_program_over_layers():
     sums = total_bytes(find_collectives(parse(text), mesh))
     assert sums["all-gather", ("fsdp",)] == (layers, layers * width * width * 4)
     assert sums["all-reduce", ("fsdp",)] == (1, 4)
+
+
+NESTED = """%cut (c0: f32[10,256], c1: s32[]) -> f32[1,256] {
+  %c0 = f32[10,256]{1,0} parameter(0)
+  %c1 = s32[] parameter(1)
+  ROOT %row = f32[1,256]{1,0} dynamic-slice(%c0, %c1), dynamic_slice_sizes={1,256}
+}
+
+%put (u0: f32[10,256], u1: f32[1,256], u2: s32[]) -> f32[10,256] {
+  %u0 = f32[10,256]{1,0} parameter(0)
+  %u1 = f32[1,256]{1,0} parameter(1)
+  %u2 = s32[] parameter(2)
+  ROOT %set = f32[10,256]{1,0} dynamic-update-slice(%u0, %u1, %u2)
+}
+
+%both (p0: f32[10,256], p1: f32[10,256], p2: s32[]) -> (f32[10,256], f32[1,256]) {
+  %p0 = f32[10,256]{1,0} parameter(0)
+  %p1 = f32[10,256]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %read = f32[1,256]{1,0} fusion(%p0, %p2), kind=kLoop, calls=%cut
+  %written = f32[10,256]{1,0} fusion(%p1, %read, %p2), kind=kLoop, calls=%put
+  ROOT %pair = (f32[10,256]{1,0}, f32[1,256]{1,0}) tuple(%written, %read)
+}
+
+ENTRY %main (x: f32[10,256], y: f32[10,256], i: s32[]) -> (f32[10,256], f32[1,256]) {
+  %x = f32[10,256]{1,0} parameter(0)
+  %y = f32[10,256]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %room = f32[10,256]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %out = (f32[10,256]{1,0}, f32[1,256]{1,0:S(1)}) fusion(%x, %y, %i), kind=kLoop, calls=%both
+}
+"""
+
+
+def test_traffic_looks_into_fusions_within_fusions():
+    # Of %x one row is read, of %y one is written; the second result stays on the chip.
+    assert memory_traffic(parse(NESTED)) == Traffic((), 0.0, 1024 + 1024 + 4)
