@@ -1,7 +1,7 @@
 """The device mesh: axes `replica, data, fsdp, tensor`, in Auto mode.
 
 `jax.make_mesh` defaults to Explicit axis types, which still refuse gathers from sharded tables, cache updates and
-accumulation loops; every mesh of the program is therefore made here, with Auto axes said aloud.
+accumulation loops, and it splits no side of a torus; every mesh of the program is therefore made here.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 
 AXES = ("replica", "data", "fsdp", "tensor")
@@ -38,14 +39,23 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = list(jax.devices() if devices is None else devices)
     sizes = axis_sizes(config, len(devices))
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.sharding.Mesh(arrange(sizes, devices), AXES, axis_types=auto)
+
+
+def arrange(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices in an array of shape `sizes`, near ones beside each other; slices are told apart by the first axis alone.
+
+    Raises:
+      ValueError: slices would split another axis than the first.
+    """
     slices = slice_count(devices)
+    # An axis may be a part of a side of a torus, such as 64 of 16 x 16 chips.
     if slices == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     if sizes[0] % slices:
         raise ValueError(f"mesh: replica is {sizes[0]}, expected a multiple of the {slices} slices of these devices")
-    within = (sizes[0] // slices, *sizes[1:])
-    arranged = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices)
-    return jax.sharding.Mesh(arranged, AXES, axis_types=auto)
+    within, between = (sizes[0] // slices, *sizes[1:]), (slices, *(1,) * (len(sizes) - 1))
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def axis_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ _FREE = (
     *("copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "send-done", "recv-done"),
     *("async-start", "async-update", "async-done"),
 )
+# Targets of custom calls that say something and do nothing.
+_FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound")
 _BESIDE = ("copy-start", "custom-call")
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATES = ("dynamic-update-slice", "scatter")
@@ -89,7 +91,7 @@ def _flops(module: Module, body: dict[str, Instruction], instruction: Instructio
 
 
 def _bytes(module: Module, body: dict[str, Instruction], instruction: Instruction) -> int:
-    if instruction.opcode in _FREE:
+    if instruction.opcode in _FREE or any(f'"{target}"' in instruction.text for target in _FREE_CALLS):
         return 0
     if instruction.opcode == "copy-start":
         # (to, from, context)
@@ -99,8 +101,7 @@ def _bytes(module: Module, body: dict[str, Instruction], instruction: Instructio
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _size(body[instruction.operands[1]])
     if instruction.opcode == "fusion":
-        inner = module.computations[instruction.called[0]]
-        return _fusion_reads(body, instruction, inner) + _fusion_writes(instruction, inner)
+        return _fusion_reads(module, body, instruction) + _fusion_writes(module, instruction)
     return _size(instruction) + sum(_size(body[name]) for name in instruction.operands if name in body)
 
 
@@ -108,45 +109,56 @@ def _size(instruction: Instruction) -> int:
     return sum(shape.bytes for shape in instruction.shapes if not shape.space)
 
 
-def _fusion_reads(body: dict[str, Instruction], fusion: Instruction, inner: dict[str, Instruction]) -> int:
+def _fusion_reads(module: Module, body: dict[str, Instruction], fusion: Instruction) -> int:
     total = 0
-    for parameter in (i for i in inner.values() if i.opcode == "parameter"):
-        operand = body.get(fusion.operands[int(parameter.inside)])
-        if operand is None or not _size(operand):
-            continue
-        users = _users(inner, parameter.name)
-        if users and all(user.opcode in _SLICES and user.operands[0] in seen for user, seen in users):
-            total += sum(_whole(user) for user, _ in users)
-        elif users and all(user.opcode in _UPDATES and user.operands[0] in seen for user, seen in users):
-            continue  # the array that is updated in place is not read
-        else:
-            total += _size(operand)
+    for place, name in enumerate(fusion.operands):
+        size = _size(body[name]) if name in body else 0
+        if size:
+            total += min(size, _read_inside(module, fusion.called[0], place, size))
     return total
 
 
-def _users(inner: dict[str, Instruction], name: str) -> list[tuple[Instruction, set[str]]]:
-    """What reads a value, looked for behind bitcasts and copies; beside each the names that the value has there."""
-    seen, found, front = {name}, [], [name]
+def _read_inside(module: Module, computation: str, place: int, size: int) -> int:
+    """Bytes that a fused computation reads of its parameter number `place`, which has `size` bytes."""
+    inner = module.computations[computation]
+    parameter = next(i for i in inner.values() if i.opcode == "parameter" and int(i.inside) == place)
+    seen, front, total = {parameter.name}, [parameter.name], 0
     while front:
         current = front.pop()
         for user in inner.values():
             if current not in user.operands:
                 continue
-            if user.opcode in _PLAIN:
+            if user.opcode in _PLAIN and not user.root:
                 seen.add(user.name)
                 front.append(user.name)
-            else:
-                found.append((user, seen))
-    return found
+            elif user.opcode in _SLICES and user.operands[0] in seen:
+                total += _whole(user)
+            elif user.opcode == "fusion":
+                total += _read_inside(module, user.called[0], user.operands.index(current), size)
+            elif user.opcode not in _UPDATES or user.operands[0] not in seen:
+                return size
+    return total
 
 
-def _fusion_writes(fusion: Instruction, inner: dict[str, Instruction]) -> int:
+def _fusion_writes(module: Module, fusion: Instruction) -> int:
+    inner = module.computations[fusion.called[0]]
     root = next(i for i in inner.values() if i.root)
-    while root.opcode in _PLAIN and root.operands[0] in inner and inner[root.operands[0]].opcode != "parameter":
-        root = inner[root.operands[0]]
-    if root.opcode == "dynamic-update-slice" and _size(fusion):
-        return _whole(inner[root.operands[1]])
-    return _size(fusion)
+    parts = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if len(parts) != len(fusion.shapes):
+        return _size(fusion)
+    pairs = zip(parts, fusion.shapes, strict=True)
+    return sum(min(shape.bytes, _written_inside(module, inner, part)) for part, shape in pairs if not shape.space)
+
+
+def _written_inside(module: Module, inner: dict[str, Instruction], result: Instruction) -> int:
+    while result.opcode in _PLAIN and result.operands[0] in inner:
+        result = inner[result.operands[0]]
+    if result.opcode == "dynamic-update-slice":
+        return _whole(inner[result.operands[1]])
+    if result.opcode == "fusion":
+        nested = module.computations[result.called[0]]
+        return _written_inside(module, nested, next(i for i in nested.values() if i.root))
+    return _whole(result)
 
 
 def _whole(instruction: Instruction) -> int:

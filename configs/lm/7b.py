@@ -3,8 +3,9 @@
     cm3 train --config=configs/lm/7b.py --workdir=runs/7b --config.lm.train="[...]"
     cm3 aot --config=configs/lm/7b.py --topology=v5p:8x8x8
 
-The rule of the devices at hand decides mesh, microbatches and recomputation (docs/aot.md has what was predicted for
-each). Paths of the records and tokenizers are given on the command line or in a copy of this file.
+The rule of the devices at hand decides mesh, microbatches and recomputation. Those of TPUs are predictions (docs/aot.md
+has them), those of GPUs guesses. Paths of the records and tokenizers are given on the command line or in a copy of this
+file.
 """
 
 from ml_collections import ConfigDict
@@ -14,15 +15,19 @@ from cm3jax.models.config import PRESETS
 from cm3jax.parallel.mesh import MeshConfig
 from cm3jax.recipes import cm3leon_pretraining
 
-SHARDED = MeshConfig(data=1, fsdp=-1)
+# Weights gathered from 64 chips at most: thinner pieces travel as sums, at twice the bytes.
+GROUPS = MeshConfig(data=-1, fsdp=64)
+# More chips than sequences: two share one.
+PAIRS = MeshConfig(data=-1, fsdp=64, tensor=2)
 
 MACHINES = (
-    MachineRule("v4", SHARDED, microbatch=4, remat="full"),
-    MachineRule("v5e", SHARDED, microbatch=2, remat="full"),
-    MachineRule("v5p", SHARDED, microbatch=4, remat="full"),
-    MachineRule("v6e", SHARDED, microbatch=2, remat="full"),
-    MachineRule("h100", SHARDED, microbatch=4, remat="full", flags="gpu"),
-    MachineRule("h200", SHARDED, microbatch=4, remat="full", flags="gpu"),
+    MachineRule("v4", GROUPS, devices=64, microbatch=1, remat="dots"),
+    MachineRule("v5e", GROUPS, devices=64, microbatch=1, remat="full"),
+    MachineRule("v5p", GROUPS, devices=64, microbatch=2, remat="dots"),
+    MachineRule("v5p", PAIRS, devices=4096, microbatch=1, remat="dots"),
+    MachineRule("v6e", GROUPS, devices=64, microbatch=1, remat="dots"),
+    MachineRule("h100", MeshConfig(data=1, fsdp=-1), devices=16, microbatch=1, remat="full", flags="gpu"),
+    MachineRule("h200", MeshConfig(data=1, fsdp=-1), devices=16, microbatch=2, remat="dots", flags="gpu"),
 )
 
 

@@ -69,3 +69,12 @@ def test_train_tells_launchers_that_it_stopped_early(steps, named, status, tmp_p
         monkeypatch.setenv("CM3_EXIT_STOPPED", named)
     config = [f"--config={repo_root}/configs/lm/350m.py", "--config.run.mesh.fsdp=-1"]
     assert cli.main(["train", *config, f"--workdir={tmp_path}"]) == status
+
+
+def test_train_names_the_machines_that_a_configuration_knows(tmp_path, repo_root, capsys):
+    config = f"--config={repo_root}/configs/lm/350m.py"
+    assert cli.main(["train", config, f"--workdir={tmp_path / 'run'}"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("cm3 train: no machine rule for 8 x cpu; known: v4 from 16 on, ")
+    assert "--config.run.mesh.fsdp=-1" in message
+    assert not (tmp_path / "run").exists()

@@ -133,7 +133,7 @@ def test_unknown_groups_are_refused():
 def test_traffic_counts_slices_updates_in_place_and_main_memory_alone():
     # The product reads %y (8 KiB) and writes 8 KiB; the copy reads 8 KiB and writes to on-chip memory.
     product = Work(2 * 8192, 2.0 * 64**3, 1)
-    # Each round: a layer is read and written, gathered (1 + 2 rows), scattered (2 + 1 rows), put back (read, written).
+    # Each round: a layer is read and written, gathered (1 + 2 rows), scattered (2 + 1), and put back (read, written).
     rounds = 10 * 1024 * (2 + 3 + 3 + 2) + 10 * 2 * 4
     rest = 8192 + (16 + 32 + 2 * 10_240) + (2 * 32 + 4 + 10_240) + (32 + 10_240) + 2 * 4
     found = memory_traffic(parse(TEXT))
@@ -145,11 +145,8 @@ def test_traffic_counts_slices_updates_in_place_and_main_memory_alone():
 CONVOLUTIONS = [
     ("bf16[64,128]", "bf16[128,32]", "bf16[64,32]", "dim_labels=bf_io->bf", 2 * 64 * 32 * 128),
     (
-        "bf16[4,16,128]",
-        "bf16[128,32,1]",
-        "bf16[4,16,32]",
-        "window={size=1}, dim_labels=0bf_io0->0bf",
-        2 * 64 * 32 * 128,
+        "bf16[4,16,128]", "bf16[128,32,1]", "bf16[4,16,32]",
+        "window={size=1}, dim_labels=0bf_io0->0bf", 2 * 64 * 32 * 128,
     ),
     (
         # A spatial dimension of the weights (heads) spread over the result: input 1, result 8.
@@ -190,3 +187,40 @@ def test_a_real_program_over_layers():
     sums = total_bytes(find_collectives(parse(text), mesh))
     assert sums["all-gather", ("fsdp",)] == (layers, layers * width * width * 4)
     assert sums["all-reduce", ("fsdp",)] == (1, 4)
+
+
+NESTED = """%cut (c0: f32[10,256], c1: s32[]) -> f32[1,256] {
+  %c0 = f32[10,256]{1,0} parameter(0)
+  %c1 = s32[] parameter(1)
+  ROOT %row = f32[1,256]{1,0} dynamic-slice(%c0, %c1), dynamic_slice_sizes={1,256}
+}
+
+%put (u0: f32[10,256], u1: f32[1,256], u2: s32[]) -> f32[10,256] {
+  %u0 = f32[10,256]{1,0} parameter(0)
+  %u1 = f32[1,256]{1,0} parameter(1)
+  %u2 = s32[] parameter(2)
+  ROOT %set = f32[10,256]{1,0} dynamic-update-slice(%u0, %u1, %u2)
+}
+
+%both (p0: f32[10,256], p1: f32[10,256], p2: s32[]) -> (f32[10,256], f32[1,256]) {
+  %p0 = f32[10,256]{1,0} parameter(0)
+  %p1 = f32[10,256]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %read = f32[1,256]{1,0} fusion(%p0, %p2), kind=kLoop, calls=%cut
+  %written = f32[10,256]{1,0} fusion(%p1, %read, %p2), kind=kLoop, calls=%put
+  ROOT %pair = (f32[10,256]{1,0}, f32[1,256]{1,0}) tuple(%written, %read)
+}
+
+ENTRY %main (x: f32[10,256], y: f32[10,256], i: s32[]) -> (f32[10,256], f32[1,256]) {
+  %x = f32[10,256]{1,0} parameter(0)
+  %y = f32[10,256]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %room = f32[10,256]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %out = (f32[10,256]{1,0}, f32[1,256]{1,0:S(1)}) fusion(%x, %y, %i), kind=kLoop, calls=%both
+}
+"""
+
+
+def test_traffic_looks_into_fusions_within_fusions():
+    # Of %x one row is read, of %y one is written; the second result stays on the chip.
+    assert memory_traffic(parse(NESTED)) == Traffic((), 0.0, 1024 + 1024 + 4)

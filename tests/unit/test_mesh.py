@@ -1,10 +1,12 @@
 """The mesh: axes, sizes, Auto mode, and errors before any device is used."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 from jax.sharding import AxisType
 
-from cm3jax.parallel.mesh import AXES, MeshConfig, make_mesh
+from cm3jax.parallel.mesh import AXES, MeshConfig, arrange, make_mesh
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,19 @@ def test_some_of_the_devices(one_device_mesh):
 def test_sizes_that_do_not_fit(config, message):
     with pytest.raises(ValueError, match=message):
         make_mesh(config)
+
+
+def test_an_axis_may_be_a_part_of_a_side_of_a_torus():
+    chips = [
+        SimpleNamespace(
+            id=16 * x + y, platform="tpu", device_kind="TPU v6 lite", coords=[x, y, 0], core_on_chip=0, process_index=0
+        )
+        for x in range(16)
+        for y in range(16)
+    ]
+    arranged = arrange((1, 4, 64, 1), chips)
+    assert arranged.shape == (1, 4, 64, 1)
+    assert sorted(chip.id for chip in arranged.flat) == list(range(256))
+    # The 64 chips that gather weights stand together: 16 of one side, 4 of the other.
+    sides = [{chip.coords[side] for chip in arranged[0, 0, :, 0]} for side in (0, 1)]
+    assert sorted(max(side) - min(side) + 1 for side in sides) == [4, 16]
