@@ -100,7 +100,7 @@ def load_clip(path: str | pathlib.Path, config: CLIPConfig) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: unreadable, of neither family, or an array missing, of another shape, or left over; names file and key.
+      ValueError: unreadable, of neither family, or an array missing, of another shape or left over; names file, key.
     """
     path = pathlib.Path(path)
     if not path.is_file():

@@ -6,6 +6,7 @@ device; what is gathered are the features.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from cm3jax.parallel.specs import constrain, replicated
@@ -38,8 +39,16 @@ def sigmoid_loss(
 
 
 def recall(
-    queries: Float[Array, "Q E"], targets: Float[Array, "N E"], right: Float[Array, "Q N"], k: int
-) -> Float[Array, ""]:
+    queries: Float[np.ndarray, "Q E"], targets: Float[np.ndarray, "N E"], right: Float[np.ndarray, "Q N"], k: int
+) -> float:
     """Share of the queries with a right target among the k most similar; `right` is 1 where a target is right."""
-    _, best = jax.lax.top_k(queries @ targets.T, k)
-    return jnp.mean(jnp.any(jnp.take_along_axis(right > 0, best, axis=1), axis=1).astype(jnp.float32))
+    best = np.argsort(-(queries @ targets.T), axis=1, kind="stable")[:, :k]
+    return float(np.take_along_axis(right > 0, best, axis=1).any(axis=1).mean())
+
+
+def chance_recall(right: Float[np.ndarray, "Q N"], k: int) -> float:
+    """The recall at k of a random order: with r of N targets right, 1 - C(N - r, k) / C(N, k), mean over queries."""
+    targets = right.shape[1]
+    hits = (right > 0).sum(axis=1, keepdims=True)
+    taken = np.arange(k)
+    return float(1 - np.prod(np.maximum(targets - hits - taken, 0) / (targets - taken), axis=1).mean())

@@ -61,7 +61,7 @@ def replicated(tree: Any) -> Any:
 
 
 def conv_spec(features_in: int, features_out: int) -> str:
-    """The name of a kernel's spec: split by outputs, or by inputs where the outputs are few (pixels, narrow latents)."""
+    """The name of a kernel's spec: split by outputs, or by inputs where outputs are few (pixels, narrow latents)."""
     if features_out % 32 == 0:
         return "conv"
     return "conv_narrow" if features_in % 32 == 0 else "replicated"

@@ -37,7 +37,7 @@ def their_model(config: CLIPConfig):
         )
     ).eval()
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.ndim == 1:
                 weight.add_(0.1 * torch.randn_like(weight))
     return model
