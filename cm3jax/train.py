@@ -16,6 +16,7 @@ from cm3jax.machines import MACHINE_KEYS
 from cm3jax.parallel.distributed import barrier
 from cm3jax.reliability.checkpoint import read_run_config
 from cm3jax.state import TrainState
+from cm3jax.tasks.clip import CLIPTask, CLIPTaskConfig
 from cm3jax.tasks.lm import LMConfig, LMTask
 from cm3jax.tasks.reader import ReaderTask, ReaderTaskConfig
 from cm3jax.tasks.task import Task
@@ -28,15 +29,16 @@ logger = logging.getLogger(__name__)
 class Config:
     """A whole run. The group named like `task` describes it, the others are absent."""
 
-    task: Literal["lm", "vqgan", "reader"]
+    task: Literal["lm", "vqgan", "reader", "clip"]
     run: RunConfig
     seed: int = 0
     lm: LMConfig | None = None
     vqgan: VQGANTaskConfig | None = None
     reader: ReaderTaskConfig | None = None
+    clip: CLIPTaskConfig | None = None
 
     def __post_init__(self):
-        given = [name for name in ("lm", "vqgan", "reader") if getattr(self, name) is not None]
+        given = [name for name in ("lm", "vqgan", "reader", "clip") if getattr(self, name) is not None]
         if given != [self.task]:
             raise ValueError(f"task {self.task!r} needs exactly the group {self.task!r}, found {given}")
 
@@ -47,6 +49,8 @@ def make_task(config: Config) -> Task:
         return LMTask(config.lm, seed=config.seed, steps=config.run.steps)
     if config.vqgan is not None:
         return VQGANTask(config.vqgan, seed=config.seed, steps=config.run.steps)
+    if config.clip is not None:
+        return CLIPTask(config.clip, seed=config.seed, steps=config.run.steps)
     assert config.reader is not None
     return ReaderTask(config.reader, seed=config.seed, steps=config.run.steps)
 

@@ -36,6 +36,7 @@ ACTIVATIONS: dict[str, P] = {
     "embedding_lookup": P(None, None),  # a table gathered whole before a lookup
     "unembedding": P("tensor", None),  # the output matrix as the loss uses it, once for all chunks of tokens
     "images": P(BATCH, None, None, None),  # [B, H, W, C]
+    "features": P(BATCH, None),  # [B, features], or [B, pairs]
 }
 
 

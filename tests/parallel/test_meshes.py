@@ -8,12 +8,14 @@ import pytest
 
 from cm3jax.data.loader import device_batches
 from cm3jax.data.plan import PlanConfig
+from cm3jax.models.clip_config import CLIPConfig, TowerConfig
 from cm3jax.models.config import cm3leon
 from cm3jax.models.discriminator import DiscriminatorConfig
 from cm3jax.models.vqgan import VQGANConfig
 from cm3jax.optim import OptimConfig
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.parallel.specs import batch_sharding
+from cm3jax.tasks.clip import CLIPTask, CLIPTaskConfig
 from cm3jax.tasks.lm import DatasetConfig, LMConfig, LMTask
 from cm3jax.tasks.update import FLAGS, Flags, abstract_state, lower_update
 from cm3jax.tasks.vqgan import ImageDataConfig, VQGANLossConfig, VQGANTask, VQGANTaskConfig
@@ -63,6 +65,26 @@ def vqgan(_):
     return VQGANTask(config, seed=0, steps=STEPS)
 
 
+def clip(records):
+    config = CLIPTaskConfig(
+        model=CLIPConfig(
+            32,
+            TowerConfig(64, 1, 8),
+            TowerConfig(64, 1, 8),
+            image_size=32,
+            patch_size=8,
+            vocab_size=320,
+            context=24,
+            end_id=2,
+        ),
+        tokenizer=str(records / "text.model"),
+        source="scenes:count=64,size=32",
+        optim=OptimConfig(learning_rate=1e-4, warmup_steps=10),
+        batch_size=8,
+    )
+    return CLIPTask(config, seed=0, steps=STEPS)
+
+
 def losses(task, name, mesh):
     with jax.set_mesh(mesh):
         abstract = abstract_state(task, mesh)
@@ -75,7 +97,10 @@ def losses(task, name, mesh):
     return np.asarray(found)
 
 
-@pytest.fixture(scope="module", params=[(lm, "loss"), (vqgan, "reconstruction_loss")], ids=["lm", "vqgan"])
+TASKS = [(lm, "loss"), (vqgan, "reconstruction_loss"), (clip, "loss")]
+
+
+@pytest.fixture(scope="module", params=TASKS, ids=[make.__name__ for make, _ in TASKS])
 def single(request, scene_records):
     """A task, the name of its loss, and its losses on one device."""
     make, name = request.param
