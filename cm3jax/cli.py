@@ -8,7 +8,7 @@ COMMANDS = {
     "quickstart": ("cm3jax.commands.quickstart", "the whole path on the embedded data set, ending in report.html"),
     "preflight": ("cm3jax.commands.preflight", "check machines, devices and links before a run"),
     "train": ("cm3jax.commands.train", "train a task from a config file"),
-    "data": ("cm3jax.commands.data", "prepare data: scenes, train-text, tokenize, show"),
+    "data": ("cm3jax.commands.data", "prepare data: scenes, ingest, train-text, tokenize, show"),
     "generate": ("cm3jax.commands.generate", "generate images from text, or text from images"),
 }
 
