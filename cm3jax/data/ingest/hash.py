@@ -1,12 +1,14 @@
 """A perceptual hash of pictures, and where nearly the same pictures meet.
 
 The hash is the sign of the 128 lowest frequencies of the picture's discrete cosine transform (Zauner 2010,
-"Implementation and Benchmarking of Perceptual Image Hash Functions", section 3.2.1, there with 64 bits and the median in
-the place of zero). Scaling, compression and brightness hardly move these signs; a crop moves those of weak frequencies.
+"Implementation and Benchmarking of Perceptual Image Hash Functions", section 3.2.1, there with 64 bits and the median
+in the place of zero). Scaling, compression and brightness hardly move these signs; a crop moves those of weak
+frequencies.
 
 Nearly the same pictures are looked for by locality-sensitive hashing: the lowest 100 bits are cut into five bands of
 twenty, and two pictures are compared only where a band agrees. A picture also asks at the bands that it would have if
-some of the four weakest signs of a band were the other ones (multi-probe: Lv et al. 2007, "Multi-Probe LSH").
+some of the four weakest signs of a band were the other ones (multi-probe: Lv et al. 2007, "Multi-Probe LSH"). Hashes
+that differ in fewer than five bits always meet.
 """
 
 import dataclasses

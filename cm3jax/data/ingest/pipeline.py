@@ -3,9 +3,9 @@
     index ranges ─► prepare ─┬──────────────────────────────────────────────► by shard ─► write
                              └► signatures ─► by meeting place ─► matches ──► by shard ─┘
 
-Pictures are shuffled once, to their shard; the search for duplicates moves signatures alone. Workers open the source and
-write the shards themselves, so both must lie where all of them see them at the same path. Beam is an extra, so it is
-imported when a pipeline is made.
+Pictures are shuffled once, to their shard; the search for duplicates moves signatures alone. Workers open the source
+and write the shards themselves, so both must lie where all of them see them at the same path. Beam is an extra, so it
+is imported when a pipeline is made.
 """
 
 import functools

@@ -58,7 +58,8 @@ def prepare(source: Source, index: int, config: IngestConfig) -> Prepared | Reje
         document = dataclasses.replace(document, id=document.id or str(index))
         key = document.id
         check_document(document, config)
-        segments, small = [], []
+        segments: list[str | bytes] = []
+        small: list[UInt8[np.ndarray, "h w 3"]] = []
         for segment in document.segments:
             if isinstance(segment, Text):
                 segments.append(segment.text)

@@ -1,8 +1,10 @@
 """A cleaned set on disk: tar files that `webdataset:` opens, and what makes the job start again where it was.
 
-    shard-00000-of-00002.tar     000000012.json {"id": .., "segments": [{"text": ..}, {"image": "0.jpg"}]}, 000000012.0.jpg
-    index-00000-of-00002.json    of each shard: counts, checksum, refused documents, signatures; written after the shard
-    settings.json  rejects.jsonl  manifest.json     the manifest comes last: without it the job is not finished
+    shard-00000-of-00002.tar     000000012.json {"id": .., "segments": [{"text": ..}, {"image": "0.jpg"}]}
+                                 000000012.0.jpg
+    index-00000-of-00002.json    written after its shard: counts, checksum, refused documents, signatures
+    settings.json  rejects.jsonl
+    manifest.json                written last: without it the job is not finished
 
 Members are named by the document's index in the source, so that no key can lead anywhere.
 """
