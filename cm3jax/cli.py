@@ -9,7 +9,7 @@ COMMANDS = {
     "preflight": ("cm3jax.commands.preflight", "check machines, devices and links before a run"),
     "aot": ("cm3jax.commands.aot", "compile a run for TPUs that are not here, and say what to expect"),
     "train": ("cm3jax.commands.train", "train a task from a config file"),
-    "data": ("cm3jax.commands.data", "prepare data: scenes, train-text, tokenize, show"),
+    "data": ("cm3jax.commands.data", "prepare data: scenes, ingest, train-text, tokenize, show"),
     "generate": ("cm3jax.commands.generate", "generate images from text, or text from images"),
 }
 

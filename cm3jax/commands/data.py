@@ -1,10 +1,10 @@
-"""`cm3 data`: the embedded data set, the text tokenizer, records, and a look at them."""
+"""`cm3 data`: the embedded data set, cleaning, the text tokenizer, records, and a look at them."""
 
 import argparse
 import logging
 from pathlib import Path
 
-from cm3jax.commands import HelpFormatter
+from cm3jax.commands import HelpFormatter, data_ingest
 from cm3jax.data.image_tokenizer import load_image_tokenizer
 from cm3jax.data.records import Records
 from cm3jax.data.sources.open import open_source
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 EPILOG = """examples:
   cm3 data scenes --out data --size 256 --train 5000 --truth
   cm3 data train-text --source scenes:count=20000 --vocab-size 512 --out text.model
+  cm3 data ingest --source 'webdataset:raw/*.tar' --out clean
   cm3 data tokenize --source coco:captions.json,images --split train --out records/train \\
       --image-tokenizer runs/vqgan --text-tokenizer text.model
   cm3 data show --records records/train --index 0
@@ -79,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--vocab-size", type=int, default=56_320, help="pieces, control ids and bytes included")
     command.add_argument("--out", type=Path, required=True, help="the model file to write")
     command.set_defaults(function=train_text)
+
+    _add_source(data_ingest.add_parser(commands))
 
     command = commands.add_parser("tokenize", help="encode a source to records", formatter_class=HelpFormatter)
     _add_source(command)

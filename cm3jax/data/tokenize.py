@@ -4,18 +4,13 @@ Shard k holds the documents [k, k + 1) * shard_documents of the source that were
 nothing but the settings and, for ids seen before, the shards in front of it. A finished shard is skipped.
 """
 
-import collections
 import concurrent.futures
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
-
-import rich.console
-import rich.progress
 
 from cm3jax import config
+from cm3jax.data.jobs import REJECTS, ahead, claim, progress_bar
 from cm3jax.data.record_writer import write_manifest, write_shard
 from cm3jax.data.records import (
     Manifest,
@@ -34,12 +29,6 @@ from cm3jax.tokens.text import TextTokenizer
 from cm3jax.tokens.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-SETTINGS = "settings.json"
-REJECTS = "rejects.jsonl"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def tokenize_source(
@@ -93,40 +82,15 @@ def tokenize_source(
         image_tokens=image_tokens,
         shard_documents=shard_documents,
     )
-    _claim(out, settings)
+    claim(out, config.to_dict(settings), TokenizeError)
     documents = DocumentTokenizer(source, settings, tokenizer, encode_images, batch_size)
     job = _Job(out, settings, documents, allowed_rejects(len(source), max_reject_share))
-    with _progress() as progress, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with progress_bar() as progress, concurrent.futures.ThreadPoolExecutor(workers) as pool:
         bar = progress.add_task(f"tokenizing {source.name}", total=len(source))
         for shard in range(settings.shards):
             job.run_shard(shard, pool, workers, lambda: progress.advance(bar))
             progress.update(bar, completed=min((shard + 1) * shard_documents, len(source)))
     return job.finish()
-
-
-def _progress() -> rich.progress.Progress:
-    return rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=rich.console.Console(stderr=True),
-    )
-
-
-def _claim(out: pathlib.Path, settings: Settings) -> None:
-    """Makes `out` the directory of these settings, or finds that it is."""
-    path, now = out / SETTINGS, config.to_dict(settings)
-    if not path.is_file():
-        if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise TokenizeError(f"{out} is not empty and has no {SETTINGS}: not a directory of this job")
-        write_atomic(path, (json.dumps(now, indent=2) + "\n").encode())
-        return
-    try:
-        begun = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise TokenizeError(f"damaged settings {path}: {error}") from error
-    changes = [f"{key} {begun.get(key)!r}, now {value!r}" for key, value in now.items() if begun.get(key) != value]
-    if changes:
-        raise TokenizeError(f"{path}: the directory was begun with other settings: {'; '.join(changes)}")
 
 
 class _Job:
@@ -147,7 +111,7 @@ class _Job:
             begin = shard * self._settings.shard_documents
             indices = range(begin, min(begin + self._settings.shard_documents, self._settings.documents))
             rejects: list[str] = []
-            loaded = self._accepted(_ahead(pool, self._documents.load, indices, 2 * workers), rejects, advance)
+            loaded = self._accepted(ahead(pool, self._documents.load, indices, 2 * workers), rejects, advance)
             index = write_shard(
                 self._out,
                 self._settings.split,
@@ -223,20 +187,3 @@ class _Job:
         self._write_rejects()
         write_manifest(self._out, manifest, self._indexes)
         return manifest
-
-
-def _ahead(
-    pool: concurrent.futures.Executor, function: Callable[[Item], Result], items: Iterable[Item], depth: int
-) -> Iterator[Result]:
-    """`map(function, items)` in order, with `depth` calls under way, so that memory stays bounded."""
-    futures: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
-    try:
-        for item in items:
-            futures.append(pool.submit(function, item))
-            if len(futures) >= depth:
-                yield futures.popleft().result()
-        while futures:
-            yield futures.popleft().result()
-    finally:
-        for future in futures:
-            future.cancel()

@@ -158,6 +158,26 @@ class TestWebDataset:
         expected = [*(reason for *_, reason in BROKEN.values()), Reason.NO_CAPTION, Reason.NO_IMAGE]
         assert [refused(source, i)[0] for i in range(len(source))] == expected
 
+    def test_segments_name_members_of_their_sample(self, tmp_path):
+        segments = [{"image": "1.png"}, {"text": " between "}, {"image": "0.png"}]
+        members = [
+            ("a.json", json.dumps({"id": "x/y.z", "segments": segments})),
+            ("a.0.png", png(4)),
+            ("a.1.png", png(5)),
+        ]
+        members += [("b.json", '{"segments": [{"image": "../0.png"}]}'), ("c.json", '{"segments": []}')]
+        source = WebDatasetSource(write_tar(tmp_path / "0.tar", members))
+        assert (source[0].id, plain(source[0])) == ("x/y.z", [5, " between ", 4])
+        assert [refused(source, i)[0] for i in (1, 2)] == [Reason.MISSING_FILE, Reason.MALFORMED]
+
+    def test_an_unfinished_ingest_is_not_opened(self, tmp_path):
+        write_tar(tmp_path / "0.tar", [("a.png", png(1)), ("a.txt", "one")])
+        write(tmp_path, {"settings.json": "{}"})
+        with pytest.raises(ValueError, match="ingest is not finished"):
+            open_source(str(tmp_path))
+        write(tmp_path, {"manifest.json": "{}"})
+        assert len(open_source(str(tmp_path))) == 1
+
     def test_links_are_not_followed(self, tmp_path):
         with tarfile.open(tmp_path / "0.tar", "w") as tar:
             info = tarfile.TarInfo("a.txt")

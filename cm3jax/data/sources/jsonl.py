@@ -1,9 +1,9 @@
 """JSON lines: one document a line, pictures named by paths beside the file."""
 
 import pathlib
-from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from cm3jax.data.sources.reading import (
     caption_in,
@@ -14,9 +14,10 @@ from cm3jax.data.sources.reading import (
     pixels_of,
     read_file,
     read_range,
+    segments_in,
 )
-from cm3jax.data.sources.source import Reason, RejectError, check_index
-from cm3jax.tokens.document import Document, Image, Segment, Text
+from cm3jax.data.sources.source import check_index
+from cm3jax.tokens.document import Document
 from cm3jax.tokens.image import MAX_PIXELS
 
 _CHUNK = 1 << 24
@@ -65,23 +66,16 @@ class JsonlSource:
         what, key = f"{self._path}:{line + 1}", str(line + 1)
         values = json_of(self._line(line), what, key)
         key = checked_text(str(values.get("id", key)), what, key)
-        segments = values.get("segments")
-        if segments is None:
+        if values.get("segments") is None:
             segments = [{"text": caption_in(values, what, key)}]
             segments += [{"image": values["image"]}] if values.get("image") is not None else []
-        if not isinstance(segments, list) or not segments:
-            raise RejectError(Reason.MALFORMED, f"{what}: segments {segments!r:.80}, expected a list", key)
-        return Document(tuple(self._segment(segment, what, key) for segment in segments), id=key)
+            values = {"segments": segments}
 
-    def _segment(self, segment: Any, what: str, key: str) -> Segment:
-        match segment:
-            case {"text": str(text)}:
-                return Text(checked_text(text, what, key))
-            case {"image": str(relative)}:
-                path = inside(self._path.parent, relative, key)
-                return Image(pixels=pixels_of(read_file(path, key), f"{what}: {path}", key, self._max_pixels))
-        expected = 'expected {"text": "..."} or {"image": "path"}'
-        raise RejectError(Reason.MALFORMED, f"{what}: segment {segment!r:.80}, {expected}", key)
+        def picture(relative: str) -> UInt8[np.ndarray, "H W 3"]:
+            path = inside(self._path.parent, relative, key)
+            return pixels_of(read_file(path, key), f"{what}: {path}", key, self._max_pixels)
+
+        return Document(segments_in(values, picture, what, key), id=key)
 
     def fingerprint(self) -> str:
         listing = [(self._path.name, self._path.stat().st_size)]

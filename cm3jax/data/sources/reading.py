@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from cm3jax.data.sources.source import Reason, RejectError
+from cm3jax.tokens.document import Image, Segment, Text
 from cm3jax.tokens.image import ImageTooLargeError, decode_image
 
 MAX_FILE_BYTES = 1 << 28
@@ -105,6 +106,26 @@ def checked_text(text: str, what: str, key: str) -> str:
 def caption_in(values: Mapping[str, Any], what: str, key: str) -> str:
     """The "caption" of a JSON object, else its "text"."""
     return caption_of(values.get("caption", values.get("text")), what, key)
+
+
+def segments_in(
+    values: Mapping[str, Any], picture: Callable[[str], UInt8[np.ndarray, "H W 3"]], what: str, key: str
+) -> tuple[Segment, ...]:
+    """The "segments" of a JSON object, [{"text": ...}, {"image": NAME}, ...]; `picture` gives the pixels of a name."""
+
+    def segment(value: Any) -> Segment:
+        match value:
+            case {"text": str(text)}:
+                return Text(checked_text(text, what, key))
+            case {"image": str(name)}:
+                return Image(pixels=picture(name))
+        expected = 'expected {"text": "..."} or {"image": "path"}'
+        raise RejectError(Reason.MALFORMED, f"{what}: segment {value!r:.80}, {expected}", key)
+
+    segments = values["segments"]
+    if not isinstance(segments, list) or not segments:
+        raise RejectError(Reason.MALFORMED, f"{what}: segments {segments!r:.80}, expected a list", key)
+    return tuple(segment(value) for value in segments)
 
 
 def listing_fingerprint(kind: str, listing: Iterable[tuple[str, int]], **options: Any) -> str:

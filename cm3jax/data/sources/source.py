@@ -24,6 +24,17 @@ class Reason(enum.StrEnum):
     BAD_ENCODING = "bad_encoding"
     MALFORMED = "malformed"
     DUPLICATE_ID = "duplicate_id"
+    DUPLICATE_DOCUMENT = "duplicate_document"
+    DUPLICATE_IMAGE = "duplicate_image"
+    NEAR_DUPLICATE_IMAGE = "near_duplicate_image"
+    IMAGE_TOO_SMALL = "image_too_small"
+    EXTREME_ASPECT = "extreme_aspect"
+    TEXT_TOO_SHORT = "text_too_short"
+    TEXT_TOO_LONG = "text_too_long"
+    CONTROL_CHARACTERS = "control_characters"
+    ONLY_URLS = "only_urls"
+    FEW_LETTERS = "few_letters"
+    REPEATED_TEXT = "repeated_text"
 
 
 class RejectError(ValueError):
