@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from cm3jax.kernels.attention import dense_attention
+from cm3jax.kernels.attention import Mask, attention
 from cm3jax.models.clip_config import CLIPConfig, TowerConfig
 from cm3jax.models.layers import Norm, add_bias
 from cm3jax.parallel.specs import constrain
@@ -76,7 +76,8 @@ class ImageEncoder(nnx.Module):
         first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1) + self.position_table[...].astype(x.dtype)
         x = self.pre_norm(constrain(x, "residual"))
-        everywhere = jnp.full((1, x.shape[1]), x.shape[1] - 1)
+        # Every place looks from the last position, from where all are seen.
+        everywhere = Mask(jnp.full((1, x.shape[1]), x.shape[1] - 1))
         x = _run(self.layers, x, everywhere)[:, 0]
         return _project(self.norm(x), self.projection)
 
@@ -98,7 +99,7 @@ class TextEncoder(nnx.Module):
             raise ValueError(f"clip: rows of {rows.shape[1]} ids, expected {self.config.context}")
         table = constrain(self.embedding[...], "embedding_lookup")
         x = (table[rows] + self.position_table[...]).astype(self.config.dtype)
-        x = _run(self.layers, constrain(x, "residual"), jnp.arange(rows.shape[1])[None])
+        x = _run(self.layers, constrain(x, "residual"), Mask(jnp.arange(rows.shape[1])[None]))
         ends = jnp.argmax(rows == self.config.end_id, axis=1)
         x = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
         return _project(self.norm(x), self.projection)
@@ -124,19 +125,18 @@ class Layer(nnx.Module):
         self.down = _normal(rngs, (4 * width, width), out_std, "mlp_down")
         self.down_bias = _zeros((width,))
 
-    def __call__(self, x: Float[Array, "B T D"], sees: Int[Array, "1 T"]) -> Float[Array, "B T D"]:
-        """`sees`: the last place that each place may look at."""
-        x = constrain(x + self._attend(self.attention_norm(x), sees), "residual")
+    def __call__(self, x: Float[Array, "B T D"], mask: Mask) -> Float[Array, "B T D"]:
+        x = constrain(x + self._attend(self.attention_norm(x), mask), "residual")
         h = constrain(add_bias(self.mlp_norm(x) @ self.up[...].astype(x.dtype), self.up_bias), "hidden")
         h = h * jax.nn.sigmoid(1.702 * h) if self.activation == "quick_gelu" else jax.nn.gelu(h, approximate=False)
         return constrain(x + add_bias(h @ self.down[...].astype(x.dtype), self.down_bias), "residual")
 
-    def _attend(self, x: Float[Array, "B T D"], sees: Int[Array, "1 T"]) -> Float[Array, "B T D"]:
+    def _attend(self, x: Float[Array, "B T D"], mask: Mask) -> Float[Array, "B T D"]:
         q, k, v = (
             constrain(add_bias(jnp.einsum("btd,dhk->bthk", x, w[...].astype(x.dtype)), b), "heads")
             for w, b in ((self.query, self.query_bias), (self.key, self.key_bias), (self.value, self.value_bias))
         )
-        mixed = constrain(dense_attention(q, k, v, sees), "heads")
+        mixed = constrain(attention(q, k, v, mask), "heads")
         return add_bias(jnp.einsum("bthk,hkd->btd", mixed, self.out[...].astype(x.dtype)), self.out_bias)
 
 
@@ -156,8 +156,8 @@ def _stack(tower: TowerConfig, activation: str, rngs: nnx.Rngs) -> Layer:
     return nnx.vmap(lambda keys: Layer(tower, activation, keys))(rngs.split(tower.n_layers))
 
 
-def _run(layers: Layer, x: Float[Array, "B T D"], sees: Int[Array, "1 T"]) -> Float[Array, "B T D"]:
-    return jax.lax.scan(lambda x, layer: (layer(x, sees), None), x, layers)[0]
+def _run(layers: Layer, x: Float[Array, "B T D"], mask: Mask) -> Float[Array, "B T D"]:
+    return jax.lax.scan(lambda x, layer: (layer(x, mask), None), x, layers)[0]
 
 
 def _project(x: Float[Array, "B D"], projection: nnx.Param) -> Float[Array, "B E"]:
