@@ -146,8 +146,8 @@ def _text(compiled: jax.stages.Compiled) -> str:
         return compiled.as_text() or ""
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"jax {jax.__version__} cannot read what this libtpu compiled; the constraints files name the libtpu of each "
-            f"jax ({str(error)[:200]})"
+            f"jax {jax.__version__} cannot read what this libtpu compiled; the constraints files name the libtpu of "
+            f"each jax ({str(error)[:200]})"
         ) from error
 
 
