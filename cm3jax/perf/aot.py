@@ -107,7 +107,7 @@ def predict(task: Task, mesh: jax.sharding.Mesh) -> Prediction:
             seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - cpu,
         )  # fmt: skip
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
-    memory, module = _memory(compiled, state), parse(compiled.as_text() or "")
+    memory, module = _memory(compiled, state), parse(_text(compiled))
     found, traffic = find_collectives(module, mesh), memory_traffic(module)
     rows = [(kind, "+".join(axes), times, size) for (kind, axes), (times, size) in total_bytes(found).items()]
     return Prediction(
@@ -139,6 +139,16 @@ def _memory(compiled: jax.stages.Compiled, state: Any) -> Memory:
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     activations = found.temp_size_in_bytes + found.generated_code_size_in_bytes
     return Memory(device_bytes(state.params), device_bytes(state.opt_state), activations, held + activations)
+
+
+def _text(compiled: jax.stages.Compiled) -> str:
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"jax {jax.__version__} cannot read what this libtpu compiled; the constraints files name the libtpu of "
+            f"each jax ({str(error)[:200]})"
+        ) from error
 
 
 def _needed(message: str) -> float:

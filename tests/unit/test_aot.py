@@ -15,7 +15,7 @@ from cm3jax.models.config import cm3leon
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.parallel.specs import batch_sharding
 from cm3jax.perf import topology
-from cm3jax.perf.aot import Memory, Prediction, compile_update, device_bytes, predict
+from cm3jax.perf.aot import Memory, Prediction, _text, compile_update, device_bytes, predict
 from cm3jax.perf.aot_report import best, prediction_text, prediction_values, sweep_table
 from cm3jax.perf.roofline import Roofline
 from cm3jax.perf.sweep import likely_meshes, parse_meshes, sweep
@@ -209,3 +209,14 @@ def test_an_update_is_compiled_for_chips_that_are_not_here():
     assert found.executed_flops > found.model_flops
     with pytest.raises(ConfigError, match=r"topology v5p:3x3x3: .*"):
         described_devices(Topology("v5p", (3, 3, 3)))
+
+
+def test_a_program_that_this_jax_cannot_read_is_one_clear_error():
+    class Newer:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    with pytest.raises(
+        ValueError, match=r"jax .* cannot read what this libtpu compiled; the constraints files.*RET_CHECK"
+    ):
+        _text(Newer())
