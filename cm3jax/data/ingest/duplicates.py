@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from cm3jax.data.ingest.hash import BAND_BITS, BANDS, bands_of, near
+from cm3jax.data.ingest.hash import BAND_BITS, BANDS, DETAILS, bands_of, near
 from cm3jax.data.ingest.prepare import Prepared, Signature
 from cm3jax.data.ingest.settings import IngestConfig
 from cm3jax.data.rejects import Reject
@@ -27,7 +27,7 @@ _REASONS = (
 )
 _ID, _DOCUMENT, _IMAGES, _NEAR = range(len(_REASONS))
 
-_ROW = np.dtype([("index", np.int64), ("bits", np.uint64, 2), ("color", np.uint8, 8)])
+_ROW = np.dtype([("index", np.int64), ("bits", np.uint64, 2), ("detail", np.int8, DETAILS)])
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -57,13 +57,13 @@ class NearIndex:
 
     def add(self, places: Iterable[int], signature: Signature) -> None:
         """Makes a document known at `places`; one with the hashes of an earlier one would be found no more often."""
-        hashes = signature.bits.tobytes() + signature.color.tobytes()
+        hashes = signature.bits.tobytes() + signature.detail.tobytes()
         if hashes in self._known:
             return
         self._known.add(hashes)
         if self._count == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
-        self._rows[self._count] = (signature.index, signature.bits[0], signature.color[0])
+        self._rows[self._count] = (signature.index, signature.bits[0], signature.detail[0])
         if len(signature.bits) > 1:
             self._signatures[self._count] = signature
         for place in places:
@@ -76,15 +76,15 @@ class NearIndex:
         if not rows:
             return None
         others = self._rows[rows]
-        found = near(signature.bits[0], signature.color[0], others["bits"], others["color"], self._distance)
+        found = near(signature.bits[0], signature.detail[0], others["bits"], others["detail"], self._distance)
         for i in np.flatnonzero(found).tolist():
             if len(signature.bits) == 1 or self._all_near(signature, self._signatures[rows[i]]):
                 return int(others["index"][i])
         return None
 
     def _all_near(self, one: Signature, other: Signature) -> bool:
-        pairs = zip(one.bits, one.color, other.bits, other.color, strict=True)
-        return all(near(b, c, ob[None], oc[None], self._distance)[0] for b, c, ob, oc in pairs)
+        pairs = zip(one.bits, one.detail, other.bits, other.detail, strict=True)
+        return all(near(b, d, ob[None], od[None], self._distance)[0] for b, d, ob, od in pairs)
 
 
 class Seen:

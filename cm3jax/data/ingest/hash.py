@@ -9,6 +9,10 @@ Nearly the same pictures are looked for by locality-sensitive hashing: the lowes
 twenty, and two pictures are compared only where a band agrees. A picture also asks at the bands that it would have if
 some of the four weakest signs of a band were the other ones (multi-probe: Lv et al. 2007, "Multi-Probe LSH"). Hashes
 that differ in fewer than five bits always meet.
+
+Signs do not tell apart pictures of one layout, T-shirts on one red cloth; strengths do. So of two pictures with nearly
+the same hash the strengths are compared, too, those of colour included, each weighed by its frequency: pictures have
+amplitudes of about one over frequency (Field 1987), and details count as much as large shapes then.
 """
 
 import dataclasses
@@ -16,7 +20,7 @@ import itertools
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Bool, Float64, Int, UInt8, UInt64
+from jaxtyping import Bool, Float64, Int, Int8, UInt8, UInt64
 
 BITS = 128
 BANDS = 5
@@ -25,9 +29,11 @@ PROBED_BITS = 4  # of each band: 16 places to ask at
 
 _SIDE = 32  # pixels a side that the transform sees
 _DIGITS = 3  # rounding that makes signs of zero the same on every machine
-_COLOR_GRID = 2
-# Levels of 255. Brightness changes of a fifth move the colour of real photographs by up to 14.
-COLOR_DISTANCE = 16
+_COLOR_FREQUENCIES = 28  # of Cb and of Cr, the mean included
+DETAILS = BITS + 2 * _COLOR_FREQUENCIES
+# Least cosine. Of real photographs, 99 % have 0.88 and more with their crop by 2 % of both sides; photographs of
+# different things have 0.5 at most, of different clothes on one background mostly less than 0.87.
+_SIMILARITY = 0.875
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,28 +42,29 @@ class ImageHash:
 
     Attributes:
       bits: the 128 signs, packed.
-      color: mean Cb and Cr of the four quarters: pictures that differ in colour alone are different pictures.
+      detail: strengths of the lowest frequencies of Y, Cb and Cr, weighed, the largest as 127.
       bands: the number of each band.
       probes: for each band, the numbers to ask at; the first is the band's own.
     """
 
     bits: UInt64[np.ndarray, " 2"]
-    color: UInt8[np.ndarray, " 8"]
+    detail: Int8[np.ndarray, " details"]
     bands: Int[np.ndarray, " bands"]
     probes: Int[np.ndarray, "bands probes"]
 
 
 def image_hash(pixels: UInt8[np.ndarray, "H W 3"]) -> ImageHash:
     """The hash of a picture of any size."""
-    ycbcr = PIL.Image.fromarray(pixels).convert("YCbCr")
-    grey = np.asarray(ycbcr.getchannel("Y").resize((_SIDE, _SIDE), PIL.Image.Resampling.LANCZOS), np.float64)
-    strength = np.round(_DCT @ grey @ _DCT.T, _DIGITS)[_ORDER]
+    small = PIL.Image.fromarray(pixels).convert("YCbCr").resize((_SIDE, _SIDE), PIL.Image.Resampling.LANCZOS)
+    grey, blue, red = np.asarray(small, np.float64).transpose(2, 0, 1)
+    strength = _transform(grey)[_ORDER]
     positive = strength > 0
-    grid = ycbcr.resize((_COLOR_GRID, _COLOR_GRID), PIL.Image.Resampling.BOX)
+    colors = [_transform(plane - 128)[_COLOR_ORDER] * _COLOR_WEIGHTS for plane in (blue, red)]
+    detail = np.concatenate([strength * _WEIGHTS, *colors])
     probes = _probes(positive[: BANDS * BAND_BITS], np.abs(strength[: BANDS * BAND_BITS]))
     return ImageHash(
         bits=np.packbits(positive).view(np.uint64),
-        color=np.asarray(grid)[..., 1:].reshape(-1),
+        detail=np.rint(detail * (127 / max(1e-6, np.abs(detail).max()))).astype(np.int8),
         bands=probes[:, 0],
         probes=probes,
     )
@@ -70,14 +77,22 @@ def bands_of(bits: UInt64[np.ndarray, " 2"]) -> Int[np.ndarray, " bands"]:
 
 def near(
     bits: UInt64[np.ndarray, " 2"],
-    color: UInt8[np.ndarray, " 8"],
+    detail: Int8[np.ndarray, " details"],
     others_bits: UInt64[np.ndarray, "N 2"],
-    others_color: UInt8[np.ndarray, "N 8"],
+    others_detail: Int8[np.ndarray, "N details"],
     distance: int,
 ) -> Bool[np.ndarray, " N"]:
-    """Which of N pictures are nearly the same as one: at most `distance` other bits, and nearly the same colours."""
-    same_shape = np.bitwise_count(bits ^ others_bits).sum(1) <= distance
-    return same_shape & (np.abs(color.astype(np.int16) - others_color).max(1) <= COLOR_DISTANCE)
+    """Which of N pictures are nearly the same as one: at most `distance` other bits, and nearly the same details."""
+    found = np.bitwise_count(bits ^ others_bits).sum(1) <= distance
+    one, others = detail.astype(np.int32), others_detail[found].astype(np.int32)
+    sizes = np.sqrt((one @ one) * np.square(others).sum(1))
+    empty = not one.any()  # black and white pictures have no details at all
+    found[found] = ~others.any(1) if empty else (others @ one >= _SIMILARITY * sizes) & others.any(1)
+    return found
+
+
+def _transform(plane: Float64[np.ndarray, "side side"]) -> Float64[np.ndarray, "side side"]:
+    return np.round(_DCT @ plane @ _DCT.T, _DIGITS)
 
 
 def _probes(
@@ -101,12 +116,15 @@ def _dct_matrix(size: int) -> Float64[np.ndarray, "size size"]:
     return matrix
 
 
-def _lowest_frequencies(count: int) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """Rows and columns of the `count` lowest frequencies after the mean, by the sum of both."""
+def _lowest_frequencies(begin: int, end: int) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """Rows and columns of the lowest frequencies, by the sum of both; number 0 is the mean."""
     rows, columns = np.indices((_SIDE, _SIDE)).reshape(2, -1)
-    order = np.lexsort((rows, rows + columns))[1 : count + 1]
+    order = np.lexsort((rows, rows + columns))[begin:end]
     return rows[order], columns[order]
 
 
 _DCT = _dct_matrix(_SIDE)
-_ORDER = _lowest_frequencies(BITS)
+_ORDER = _lowest_frequencies(1, BITS + 1)
+_WEIGHTS = np.add(*_ORDER)
+_COLOR_ORDER = _lowest_frequencies(0, _COLOR_FREQUENCIES)
+_COLOR_WEIGHTS = np.maximum(1, np.add(*_COLOR_ORDER))

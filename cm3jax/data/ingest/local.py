@@ -15,7 +15,7 @@ from cm3jax.data.sources.source import Source
 
 
 def run(source: Source, settings: Settings, out: pathlib.Path, workers: int) -> None:
-    """Writes all shards that are not finished. What is remembered of a document takes about a kilobyte."""
+    """Writes all shards that are not finished. What is remembered of a document takes about two kilobytes."""
     seen = Seen(settings.config)
     load = functools.partial(prepare, source, config=settings.config)
     with progress_bar() as progress, concurrent.futures.ThreadPoolExecutor(workers) as pool:

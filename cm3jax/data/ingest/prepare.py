@@ -6,9 +6,9 @@ import io
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Int, UInt8, UInt64
+from jaxtyping import Int, Int8, UInt8, UInt64
 
-from cm3jax.data.ingest.hash import BANDS, image_hash
+from cm3jax.data.ingest.hash import BANDS, DETAILS, image_hash
 from cm3jax.data.ingest.rules import check_document
 from cm3jax.data.ingest.settings import IngestConfig
 from cm3jax.data.rejects import Reject
@@ -24,7 +24,7 @@ class Signature:
     Attributes:
       index: the document's index in the source.
       id, document, images: 128-bit digests of its id, of all segments, and of the decoded pictures (empty for none).
-      bits, color: perceptual hashes of its P pictures, in order.
+      bits, detail: perceptual hashes of its P pictures, in order.
       probes: where its first picture asks for others (`ImageHash.probes`); None once the document has been judged.
     """
 
@@ -33,7 +33,7 @@ class Signature:
     document: bytes
     images: bytes
     bits: UInt64[np.ndarray, "P 2"]
-    color: UInt8[np.ndarray, "P 8"]
+    detail: Int8[np.ndarray, "P details"]
     probes: Int[np.ndarray, "bands probes"] | None
 
 
@@ -103,7 +103,7 @@ def _signature(index: int, document: Document, small: list[UInt8[np.ndarray, "h 
         document=_digest(*parts),
         images=_digest(*originals) if originals else b"",
         bits=np.array([h.bits for h in hashes], np.uint64).reshape(-1, 2),
-        color=np.array([h.color for h in hashes], np.uint8).reshape(-1, 8),
+        detail=np.array([h.detail for h in hashes], np.int8).reshape(-1, DETAILS),
         probes=hashes[0].probes if hashes else np.zeros((BANDS, 0), np.int64),
     )
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from cm3jax import config
 from cm3jax.data.ingest.duplicates import Match
+from cm3jax.data.ingest.hash import DETAILS
 from cm3jax.data.ingest.prepare import Prepared, Signature
 from cm3jax.data.ingest.settings import IngestConfig, IngestError, Settings
 from cm3jax.data.jobs import REJECTS
@@ -200,7 +201,7 @@ def finish(out: pathlib.Path, settings: Settings) -> Manifest:
 
 def _to_json(index: ShardIndex) -> dict[str, Any]:
     signatures = [
-        [s.index, *(part.hex() for part in (s.id, s.document, s.images, s.bits.tobytes(), s.color.tobytes()))]
+        [s.index, *(part.hex() for part in (s.id, s.document, s.images, s.bits.tobytes(), s.detail.tobytes()))]
         for s in index.signatures
     ]
     return {**dataclasses.asdict(dataclasses.replace(index, signatures=[])), "signatures": signatures}
@@ -209,7 +210,7 @@ def _to_json(index: ShardIndex) -> dict[str, Any]:
 def _from_json(values: dict[str, Any]) -> ShardIndex:
     signatures = []
     for number, *digits in values["signatures"]:
-        key, document, images, bits, color = map(bytes.fromhex, digits)
-        hashes = np.frombuffer(bits, np.uint64).reshape(-1, 2), np.frombuffer(color, np.uint8).reshape(-1, 8)
+        key, document, images, bits, detail = map(bytes.fromhex, digits)
+        hashes = np.frombuffer(bits, np.uint64).reshape(-1, 2), np.frombuffer(detail, np.int8).reshape(-1, DETAILS)
         signatures.append(Signature(number, key, document, images, *hashes, probes=None))
     return ShardIndex(**{**values, "signatures": signatures})
