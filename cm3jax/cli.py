@@ -9,6 +9,7 @@ COMMANDS = {
     "preflight": ("cm3jax.commands.preflight", "check machines, devices and links before a run"),
     "train": ("cm3jax.commands.train", "train a task from a config file"),
     "data": ("cm3jax.commands.data", "prepare data: scenes, train-text, tokenize, show"),
+    "retrieval": ("cm3jax.commands.retrieval", "embed documents and find their neighbours: embed, neighbours, show"),
     "generate": ("cm3jax.commands.generate", "generate images from text, or text from images"),
 }
 

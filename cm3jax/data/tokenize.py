@@ -6,7 +6,6 @@ nothing but the settings and, for ids seen before, the shards in front of it. A 
 
 import collections
 import concurrent.futures
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ import rich.console
 import rich.progress
 
 from cm3jax import config
+from cm3jax.data.claim import claim
 from cm3jax.data.record_writer import write_manifest, write_shard
 from cm3jax.data.records import (
     Manifest,
@@ -35,7 +35,6 @@ from cm3jax.tokens.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = "settings.json"
 REJECTS = "rejects.jsonl"
 
 Item = TypeVar("Item")
@@ -93,7 +92,7 @@ def tokenize_source(
         image_tokens=image_tokens,
         shard_documents=shard_documents,
     )
-    _claim(out, settings)
+    claim(out, config.to_dict(settings), TokenizeError)
     documents = DocumentTokenizer(source, settings, tokenizer, encode_images, batch_size)
     job = _Job(out, settings, documents, allowed_rejects(len(source), max_reject_share))
     with _progress() as progress, concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -110,23 +109,6 @@ def _progress() -> rich.progress.Progress:
         rich.progress.MofNCompleteColumn(),
         console=rich.console.Console(stderr=True),
     )
-
-
-def _claim(out: pathlib.Path, settings: Settings) -> None:
-    """Makes `out` the directory of these settings, or finds that it is."""
-    path, now = out / SETTINGS, config.to_dict(settings)
-    if not path.is_file():
-        if out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise TokenizeError(f"{out} is not empty and has no {SETTINGS}: not a directory of this job")
-        write_atomic(path, (json.dumps(now, indent=2) + "\n").encode())
-        return
-    try:
-        begun = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise TokenizeError(f"damaged settings {path}: {error}") from error
-    changes = [f"{key} {begun.get(key)!r}, now {value!r}" for key, value in now.items() if begun.get(key) != value]
-    if changes:
-        raise TokenizeError(f"{path}: the directory was begun with other settings: {'; '.join(changes)}")
 
 
 class _Job:
