@@ -155,16 +155,16 @@ def test_any_number_of_processes_gives_the_same_bytes(records, tokenizer, done, 
 def test_killed_by_a_signal_and_run_again_gives_the_same_bytes(records, tokenizer, done, tmp_path, repo_root):
     command = [sys.executable, str(JOB), str(records), str(tokenizer), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(repo_root)}
-    rng, patience, kills = np.random.default_rng(0), 6.0, 0
+    rng, patience, kills = np.random.default_rng(0), 2.0, 0
     while True:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         try:
-            assert process.wait(patience + rng.uniform(0, 2)) == 0
+            assert process.wait(patience * rng.uniform(1, 1.5)) == 0
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            kills, patience = kills + 1, patience + 1.5
+            kills, patience = kills + 1, 1.4 * patience
             time.sleep(0.1)
     assert kills
     assert {k: v for k, v in contents(tmp_path).items() if not k.name.startswith(".")} == contents(done)
