@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3jax import files
+from cm3jax import cli, files
+from cm3jax.config import ConfigError
 from cm3jax.data.mixture import Mixture
 from cm3jax.data.plan import PlanConfig
 from cm3jax.data.plans import Plans
@@ -22,12 +23,17 @@ from cm3jax.data.rng import Purpose, generator
 from cm3jax.data.samples import epoch_samples
 from cm3jax.data.sources.scenes import ScenesSource
 from cm3jax.data.tokenize import tokenize_source
+from cm3jax.loop import RunConfig
+from cm3jax.models.config import cm3leon
 from cm3jax.retrieval.backends import BackendConfig
 from cm3jax.retrieval.embeddings import Column, Embeddings, RetrievalError
 from cm3jax.retrieval.find_neighbours import find_neighbours
 from cm3jax.retrieval.neighbours import DrawnNeighbours, NeighbourTable
+from cm3jax.tasks.clip import CLIPTaskConfig
+from cm3jax.tasks.lm import DatasetConfig, LMConfig, LMTask
 from cm3jax.tokens.text import TextTokenizer
 from cm3jax.tokens.vocabulary import Vocabulary
+from cm3jax.train import Config, train
 
 JOB = Path(__file__).parents[1] / "jobs" / "neighbours.py"
 spec = importlib.util.spec_from_file_location("neighbours_job", JOB)
@@ -205,6 +211,56 @@ def test_plans_draw_from_the_table(records, done):
         again = pickle.loads(pickle.dumps(plans))
         assert np.array_equal(again.epoch(1).pieces, plans.epoch(1).pieces)
     assert len(prints) == 3
+
+
+def lm_config(records, neighbours, retrieved):
+    vocabulary = Records(records).vocabulary
+    dataset = DatasetConfig(str(records), neighbours=neighbours and str(neighbours))
+    return LMConfig(
+        model=cm3leon(32, 1, 2, vocabulary.size, 64),
+        train=(dataset,),
+        valid=(dataset,),
+        image_tokenizer="none",
+        text_tokenizer="none",
+        plan=PlanConfig(64),
+        vocabulary=vocabulary,
+        batch_size=8,
+        retrieved=retrieved,
+    )
+
+
+def test_the_decoder_reads_samples_with_retrieved_documents(records, done):
+    """The length of the training stream says how many documents stand in front of each query."""
+    tokens, prints = [], set()
+    for retrieved in (0, 1, 2):
+        task = LMTask(lm_config(records, done / "neighbours", retrieved), seed=0, steps=1)
+        tokens.append(task.examples.plans.epoch(0).pieces["length"].sum() / Records(records).lengths.sum())
+        prints.add(task.data_fingerprint())
+        assert task.examples[0]["tokens"].shape == (65,)
+    assert np.all(np.diff(tokens) > 0.8) and len(prints) == 3
+    with pytest.raises(ConfigError, match="lm.retrieved is 2, but none of .* names its neighbours"):
+        LMTask(lm_config(records, None, 2), seed=0, steps=1).examples  # noqa: B018
+
+
+def test_from_the_command_line(records, tokenizer, tmp_path, capsys):
+    """A run of the task `clip`, then embeddings, table, and a look at it."""
+    config = CLIPTaskConfig(
+        model=job.MODEL, tokenizer=str(tokenizer), source="scenes:count=16,size=32", batch_size=8, valid_pairs=8
+    )
+    train(Config(task="clip", run=RunConfig(steps=1), clip=config), tmp_path / "clip")
+    source = ["--source", f"scenes:split=train,count={job.DOCUMENTS},size=32", "--batch-size", "8"]
+    embedded = ["--records", str(records), *source, "--encoder", str(tmp_path / "clip"), "--out", str(tmp_path / "e")]
+    assert cli.main(["retrieval", "embed", *embedded]) == 0
+    rules = ["--max-score", "1", "--max-similarity", "1", "--by-image", "1", "--memory", str(tmp_path / "e")]
+    found = ["--embeddings", str(tmp_path / "e"), *rules, "--out", str(tmp_path / "n")]
+    assert cli.main(["retrieval", "neighbours", *found]) == 0
+    capsys.readouterr()
+    shown = ["--neighbours", str(tmp_path / "n"), "--records", str(records), "--index", "7"]
+    assert cli.main(["retrieval", "show", *shown]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("record 7 (") and [line.split()[1] for line in lines[1:]] == ["image:", "text:", "text:"]
+    assert cli.main(["retrieval", "neighbours", *found, "--max-score", "0.5"]) == 2
+    assert "begun with other settings: selection" in capsys.readouterr().err
 
 
 def test_ids_of_the_memory_become_ids_of_the_mixture(records, done):
