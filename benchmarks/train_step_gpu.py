@@ -12,7 +12,7 @@ from train_step import JaxTrainer, Shape, batch_of, lm_config, random_tokens
 
 from cm3jax.models.config import PRESETS, TransformerConfig
 from cm3jax.perf.flops import flops_per_token
-from cm3jax.perf.peak import peak_flops
+from cm3jax.perf.hardware import peak_flops
 
 WARM_UPS = 3
 LENGTH = 4096

@@ -10,6 +10,7 @@ COMMANDS = {
     "aot": ("cm3jax.commands.aot", "compile a run for TPUs that are not here, and say what to expect"),
     "train": ("cm3jax.commands.train", "train a task from a config file"),
     "data": ("cm3jax.commands.data", "prepare data: scenes, ingest, train-text, tokenize, show"),
+    "retrieval": ("cm3jax.commands.retrieval", "embed documents and find their neighbours: embed, neighbours, show"),
     "generate": ("cm3jax.commands.generate", "generate images from text, or text from images"),
 }
 

@@ -82,10 +82,12 @@ def load_image_tokenizer(run: Path, step: int | None = None) -> ImageTokenizer:
         raise ConfigError(f"{run} is a run of task {config['task']!r}, expected 'vqgan'")
     step, params = load_params(Path(run) / "checkpoints", "ema", step)
     logger.info("image tokenizer: %s, step %d", run, step)
-    return ImageTokenizer(build(VQGANConfig, config["vqgan"]["model"], "vqgan.model."), params, _digest(params))
+    return ImageTokenizer(
+        build(VQGANConfig, config["vqgan"]["model"], "vqgan.model."), params, weights_fingerprint(params)
+    )
 
 
-def _digest(params: Any) -> str:
+def weights_fingerprint(params: Any) -> str:
     """Sixteen hex digits of the weights' bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(params):

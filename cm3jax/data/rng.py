@@ -19,6 +19,7 @@ class Purpose(enum.IntEnum):
     SPANS = 4
     IMAGE_ORDER = 5
     IMAGE_CROP = 6
+    QUERY_DROPOUT = 7
 
 
 def generator(purpose: Purpose, seed: int, *position: int) -> np.random.Generator:

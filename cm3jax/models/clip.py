@@ -38,9 +38,11 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.asarray(math.log(scale)), spec="replicated")
         self.logit_bias = nnx.Param(jnp.asarray(SIGMOID_BIAS), spec="replicated") if config.bias else None
 
-    def encode_images(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
-        """Features of pictures in [-1, 1]."""
-        return self.image(images)
+    def encode_images(
+        self, images: Float[Array, "B S S 3"], kept: Int[Array, "B K"] | None = None
+    ) -> Float[Array, "B E"]:
+        """Features of pictures in [-1, 1], or of the patches `kept` of each (numbers in raster order)."""
+        return self.image(images, kept)
 
     def encode_texts(self, rows: Int[Array, "B context"]) -> Float[Array, "B E"]:
         """Features of rows of ids, each with an `end_id`."""
@@ -65,16 +67,19 @@ class ImageEncoder(nnx.Module):
         self.norm = _norm(width)
         self.projection = _normal(rngs, (width, config.embed_dim), width**-0.5, "dense")
 
-    def __call__(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
+    def __call__(self, images: Float[Array, "B S S 3"], kept: Int[Array, "B K"] | None = None) -> Float[Array, "B E"]:
         size, side = self.config.image_size, self.config.patch_size
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"clip: pictures of shape {images.shape[1:]}, expected {(size, size, 3)}")
         x = ((images * 0.5 + 0.5 - MEAN) / DEVIATION).astype(self.config.dtype)
         cells = x.reshape(len(x), size // side, side, size // side, side, 3)
         x = jnp.einsum("bhpwqc,pqcd->bhwd", cells, self.patches[...].astype(x.dtype))
-        x = x.reshape(len(x), -1, x.shape[-1])
-        first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
-        x = jnp.concatenate([first, x], axis=1) + self.position_table[...].astype(x.dtype)
+        places = self.position_table[...].astype(x.dtype)
+        x = x.reshape(len(x), -1, x.shape[-1]) + places[1:]
+        if kept is not None:
+            x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
+        first = jnp.broadcast_to(self.class_token[...].astype(x.dtype) + places[0], (len(x), 1, x.shape[-1]))
+        x = jnp.concatenate([first, x], axis=1)
         x = self.pre_norm(constrain(x, "residual"))
         # Every place looks from the last position, from where all are seen.
         everywhere = Mask(jnp.full((1, x.shape[1]), x.shape[1] - 1))

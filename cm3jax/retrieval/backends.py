@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from cm3jax.retrieval.hits import Backend, Hits, ordered
+from cm3jax.retrieval.hits import Backend, Bank, Hits, ordered
 from cm3jax.retrieval.search import ExactIndex, SearchConfig
 
 # Vectors added to a FAISS index at once, so that a memory-mapped bank is not read whole.
@@ -36,7 +36,7 @@ class BackendConfig:
     effort: int = 128
 
 
-def open_backend(bank: Float32[np.ndarray, "N D"], config: BackendConfig, mesh: jax.sharding.Mesh) -> Backend:
+def open_backend(bank: Bank, config: BackendConfig, mesh: jax.sharding.Mesh) -> Backend:
     """The bank, ready to be searched; `mesh` serves `exact`.
 
     Raises:
@@ -50,7 +50,7 @@ def open_backend(bank: Float32[np.ndarray, "N D"], config: BackendConfig, mesh: 
 class FaissIndex:
     """A bank in an index of FAISS, by inner products; ids are rows of the bank."""
 
-    def __init__(self, bank: Float32[np.ndarray, "N D"], config: BackendConfig):
+    def __init__(self, bank: Bank, config: BackendConfig):
         try:
             import faiss  # an extra, which exact search does without
         except ModuleNotFoundError:

@@ -1,7 +1,7 @@
 """What a search gives: the best rows of a bank for each query."""
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -13,6 +13,18 @@ class Hits:
 
     ids: Int64[np.ndarray, "Q k"]
     scores: Float32[np.ndarray, "Q k"]
+
+
+class Bank(Protocol):
+    """Vectors by rows, as an array [N, D] has them; those of `embeddings.Column` stay on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """Rows of a slice, or of an array of row numbers >= 0."""
 
 
 class Backend(Protocol):

@@ -37,7 +37,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from cm3jax.retrieval.filter import FOUND, NOTHING, ROWS, WHOLE, Found, filter_step, nothing_found
-from cm3jax.retrieval.hits import Hits, ordered
+from cm3jax.retrieval.hits import Bank, Hits, ordered
 
 # Rows whose exact scores are computed at once.
 RESCORED = 1 << 14
@@ -78,15 +78,15 @@ class SearchConfig:
 class ExactIndex:
     """A bank on the devices of a mesh, or on the host where it is too large for them."""
 
-    def __init__(self, bank: Float32[np.ndarray, "N D"], mesh: jax.sharding.Mesh, config: SearchConfig | None = None):
-        """`bank` may be a memory map; the devices of `mesh` must all be of this process.
+    def __init__(self, bank: Bank, mesh: jax.sharding.Mesh, config: SearchConfig | None = None):
+        """`bank` [N, D] may be a memory map; the devices of `mesh` must all be of this process.
 
         Raises:
           ValueError: the bank is empty, too large to be counted, or has a value that is not finite; or the memory has
             no room for two tiles.
         """
         self.bank, self.mesh, self.config = bank, mesh, config or SearchConfig()
-        if bank.ndim != 2 or not 0 < len(bank) <= MOST_ROWS:
+        if len(bank.shape) != 2 or not 0 < len(bank) <= MOST_ROWS:
             raise ValueError(f"bank of shape {bank.shape}, expected [N, D] with 1 <= N <= {MOST_ROWS}")
         self._devices = mesh.size
         self._tile = min(self.config.tile, _round_up(-(-len(bank) // self._devices), self.config.bin_size))

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
 
-from cm3jax.retrieval.hits import Hits
+from cm3jax.retrieval.hits import Bank, Hits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def select(
     by_image: Hits,
     by_text: Hits,
     queries: Float[np.ndarray, "Q D"],
-    bank: Float[np.ndarray, "N D"],
+    bank: Bank,
     complete: Bool[np.ndarray, " N"],
     own: Int64[np.ndarray, " Q"],
     config: SelectionConfig,
@@ -98,7 +98,7 @@ def select(
     Args:
       by_image, by_text: hits of the query's parts.
       queries: the whole query document's embedding, of length 1.
-      bank: embeddings of all documents, of length 1.
+      bank: embeddings [N, D] of all documents, of length 1.
       own: the bank's row of each query, -1 if it has none; it is never among its candidates.
 
     Returns:
@@ -112,10 +112,11 @@ def select(
             one = Hits(hits.ids[row : row + 1], hits.scores[row : row + 1])
             allowed = (relevant(one, config) & whole(one, complete, config))[0] & ~np.isin(one.ids[0], known)
             candidates = np.where(allowed, one.ids[0], -1)
-            places = diverse(candidates, bank[candidates], np.stack(taken), count, config.max_similarity)
+            embeddings = bank[np.maximum(candidates, 0)]
+            places = diverse(candidates, embeddings, np.stack(taken), count, config.max_similarity)
             at = column + len(places)
             ids[row, column:at], scores[row, column:at] = candidates[places], one.scores[0, places]
-            taken += list(bank[candidates[places]])
+            taken += list(embeddings[places])
             known += candidates[places].tolist()
     return Hits(ids, scores)
 

@@ -25,6 +25,7 @@ from cm3jax.optim import OptimConfig
 from cm3jax.parallel.specs import batch_sharding, constrain_as, replicated
 from cm3jax.perf.flops import flops_per_token
 from cm3jax.reliability.anomaly import AnomalyConfig
+from cm3jax.retrieval.neighbours import DrawnNeighbours, NeighbourTable
 from cm3jax.state import TrainState
 from cm3jax.tasks.network import Network
 from cm3jax.tasks.task import Batch, Metrics
@@ -34,10 +35,15 @@ from cm3jax.tokens.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
-    """A folder of records and how often each record appears per epoch."""
+    """A folder of records and how often each record appears per epoch.
+
+    Attributes:
+      neighbours: a folder of their neighbour table; None if the documents of this set stand alone in their samples.
+    """
 
     path: str
     repeat: float = 1.0
+    neighbours: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,7 @@ class LMConfig:
       text_tokenizer: the text model of the records; read when generating.
       isolate_samples: samples of a sequence do not see each other and positions restart in each, as if each were alone;
         the first token of a sample is then no target of the one before it.
+      retrieved: documents in front of each query, at most; 0 trains without retrieval, tables or not.
       batch_size: sequences in a global batch.
       accumulate: microbatches per update.
       loss_chunk: tokens whose logits are held at once.
@@ -66,6 +73,7 @@ class LMConfig:
     optim: OptimConfig = OptimConfig()
     anomaly: AnomalyConfig = AnomalyConfig()
     isolate_samples: bool = False
+    retrieved: int = 0
     batch_size: int = 32
     accumulate: int = 1
     z_loss: float = 0.0
@@ -75,6 +83,8 @@ class LMConfig:
     def __post_init__(self):
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}")
+        if self.retrieved < 0:
+            raise ValueError(f"retrieved {self.retrieved}, expected >= 0")
         if self.model.vocab_size != self.vocabulary.size:
             raise ValueError(f"model.vocab_size {self.model.vocab_size} is not vocabulary.size {self.vocabulary.size}")
         if self.plan.length > self.model.max_len:
@@ -102,19 +112,29 @@ class LMTask:
 
         Raises:
           ConfigError: the records were made with another vocabulary.
+          RetrievalError: a neighbour table does not belong to the records.
         """
-        return Sequences(Plans(self._mixture(self.config.train), self.config.plan, self.seed), self.config.cm3)
+        return Sequences(self._plans(self.config.train, self.config.plan, self.seed), self.config.cm3)
 
     @functools.cached_property
     def _validation(self) -> Sequences:
         causal = dataclasses.replace(self.config.plan, spans="causal")
-        return Sequences(Plans(self._mixture(self.config.valid), causal, 0), self.config.cm3)
+        return Sequences(self._plans(self.config.valid, causal, 0), self.config.cm3)
 
-    def _mixture(self, datasets: tuple[DatasetConfig, ...]) -> Mixture:
-        mixture = Mixture([(Records(dataset.path), dataset.repeat) for dataset in datasets])
+    def _plans(self, datasets: tuple[DatasetConfig, ...], plan: PlanConfig, seed: int) -> Plans:
+        parts = [Records(dataset.path) for dataset in datasets]
+        mixture = Mixture([(part, dataset.repeat) for part, dataset in zip(parts, datasets, strict=True)])
         if mixture.vocabulary != self.vocabulary:
             raise ConfigError(f"lm.vocabulary is {self.vocabulary}, that of {datasets[0].path} {mixture.vocabulary}")
-        return mixture
+        return Plans(mixture, plan, seed, neighbours=self._neighbours(parts, datasets))
+
+    def _neighbours(self, parts: list[Records], datasets: tuple[DatasetConfig, ...]) -> DrawnNeighbours | None:
+        if not self.config.retrieved:
+            return None
+        tables = [None if d.neighbours is None else NeighbourTable(d.neighbours) for d in datasets]
+        if all(table is None for table in tables):
+            raise ConfigError(f"lm.retrieved is {self.config.retrieved}, but none of {datasets} names its neighbours")
+        return DrawnNeighbours(parts, tables, self.config.retrieved)
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         shape = (self.batch_size, self.config.plan.length + 1)

@@ -37,11 +37,13 @@ class CaptionTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "B context"]:
         """One row for each text."""
-        rows = np.full((len(texts), self.context), self.pad, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [self.start, *self.ids(text)[: self.context - 2], self.end]
-            row[: len(ids)] = ids
-        return rows
+        return np.stack([self.row(self.ids(text)) for text in texts])
+
+    def row(self, ids: list[int]) -> Int32[np.ndarray, " context"]:
+        """The row of the ids of a text."""
+        row = np.full(self.context, self.pad, np.int32)
+        row[: len(ids) + 2] = [self.start, *ids[: self.context - 2], self.end]
+        return row
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text alone; one that spells `end` would end the text there."""

@@ -24,7 +24,7 @@ class NextRecord:
 
 
 class Plans_(Plans):
-    def __init__(self, mixture, config, seed):
+    def __init__(self, mixture, config, seed, neighbours=None):
         super().__init__(mixture, config, seed, neighbours=NextRecord(len(mixture)))
 
 
