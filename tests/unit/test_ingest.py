@@ -13,10 +13,14 @@ from cm3jax import cli
 from cm3jax.data.ingest import local, pipeline
 from cm3jax.data.ingest.job import ingest, preview
 from cm3jax.data.ingest.settings import IngestConfig, IngestError
+from cm3jax.data.records import Records
 from cm3jax.data.sources.open import open_source
 from cm3jax.data.sources.source import Reason
-from cm3jax.tokens.document import Text, pictures
+from cm3jax.data.tokenize import tokenize_source
+from cm3jax.tokens.document import Text, pictures, texts
 from cm3jax.tokens.image import decode_image, encode_png
+from cm3jax.tokens.text import train_text_tokenizer
+from cm3jax.tokens.vocabulary import Vocabulary
 
 # What DirectRunner comes down to, without its attempt to download another one.
 BEAM = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -142,6 +146,28 @@ def test_what_is_kept_and_what_is_refused(raw, tmp_path, runner):
 def test_both_ways_write_the_same_bytes(raw, whole, tmp_path, runner):
     ingest(raw, tmp_path, CONFIG, runner=runner, workers=1)
     assert contents(tmp_path) == whole
+
+
+def test_the_output_is_tokenized_as_it_is(raw, tmp_path):
+    ingest(raw, tmp_path / "clean", CONFIG, runner="none")
+    source = open_source(str(tmp_path / "clean"))
+    vocabulary = Vocabulary(text_size=288, image_size=4, sentinels=8, size=320)
+    lines = [text for document in source for text in texts(document)]
+    tokenizer = train_text_tokenizer(lines, vocabulary.text_size, tmp_path / "text.model")
+    manifest = tokenize_source(
+        source,
+        tmp_path / "records",
+        "train",
+        lambda images: np.zeros((len(images), 4), np.int32),
+        tokenizer,
+        vocabulary,
+        16,
+        image_tokens=4,
+        image_tokenizer="zeros",
+    )
+    records = Records(tmp_path / "records")
+    assert manifest.rejects == 0
+    assert [records[i].id for i in range(len(records))] == [str(CASES[i][0]["id"]) for i in KEPT]
 
 
 def test_small_pictures_keep_every_pixel(tmp_path):

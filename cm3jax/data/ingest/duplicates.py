@@ -9,11 +9,12 @@ be grouped by a key: documents that may match meet at one place at least.
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from cm3jax.data.ingest.hash import BAND_BITS, BANDS, DETAILS, bands_of, near
-from cm3jax.data.ingest.prepare import Prepared, Signature
+from cm3jax.data.ingest.prepare import Prepared, Signature, signature_of_bytes
 from cm3jax.data.ingest.settings import IngestConfig
 from cm3jax.data.rejects import Reject
 from cm3jax.data.sources.source import Reason
@@ -117,38 +118,45 @@ class Seen:
             self._near.add(homes, signature)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Visitor:
-    """A document at a meeting place: one that others may repeat (`home`), or one that only asks."""
+class Visitor(NamedTuple):
+    """A document at a meeting place; plain values, for there are some eighty of each document.
 
-    signature: Signature
+    Attributes:
+      document: its index in the source.
+      home: whether others may repeat it here; if not, it only asks.
+      bits, detail: bytes of `Signature.bits` and `Signature.detail`, where they are compared.
+    """
+
+    document: int
     home: bool
+    bits: bytes
+    detail: bytes
 
 
 def meeting_places(signature: Signature, config: IngestConfig) -> Iterator[tuple[bytes, Visitor]]:
     """(place, visitor) for every place where `signature` may meet a document that it repeats, or is repeated by."""
-    visitor = dataclasses.replace(signature, probes=None)
     for rank, digest in _exact(signature, config):
-        yield bytes([rank]) + digest, Visitor(visitor, home=True)
+        yield bytes([rank]) + digest, Visitor(signature.index, True, b"", b"")
+    bits, detail = signature.bits.tobytes(), signature.detail.tobytes()
     for place, home in _near_places(signature, config):
-        yield bytes([_NEAR]) + place.to_bytes(8, "big"), Visitor(visitor, home)
+        yield bytes([_NEAR]) + place.to_bytes(8, "big"), Visitor(signature.index, home, bits, detail)
 
 
 def meet(place: bytes, visitors: Iterable[Visitor], config: IngestConfig) -> Iterator[Match]:
     """The matches found at one place, for each document its first."""
     rank = place[0]
-    ordered = sorted(visitors, key=lambda visitor: visitor.signature.index)
+    ordered = sorted(Visitor(*visitor) for visitor in visitors)
     if rank != _NEAR:
-        winner = ordered[0].signature.index
-        yield from (Match(rank, winner, visitor.signature.index) for visitor in ordered[1:])
+        yield from (Match(rank, ordered[0].document, visitor.document) for visitor in ordered[1:])
         return
-    index = NearIndex(config.near_distance)
-    for visitor in ordered:
-        found = index.first([0], visitor.signature)
+    known = NearIndex(config.near_distance)
+    for index, home, bits, detail in ordered:
+        signature = signature_of_bytes(index, b"", b"", b"", bits, detail)
+        found = known.first([0], signature)
         if found is not None:
-            yield Match(rank, found, visitor.signature.index)
-        if visitor.home:
-            index.add([0], visitor.signature)
+            yield Match(rank, found, index)
+        if home:
+            known.add([0], signature)
 
 
 def _exact(signature: Signature, config: IngestConfig) -> list[tuple[int, bytes]]:

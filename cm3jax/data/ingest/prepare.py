@@ -108,6 +108,19 @@ def _signature(index: int, document: Document, small: list[UInt8[np.ndarray, "h 
     )
 
 
+def signature_of_bytes(index: int, id: bytes, document: bytes, images: bytes, bits: bytes, detail: bytes) -> Signature:
+    """A signature without probes, from its arrays' bytes."""
+    return Signature(
+        index=index,
+        id=id,
+        document=document,
+        images=images,
+        bits=np.frombuffer(bits, np.uint64).reshape(-1, 2),
+        detail=np.frombuffer(detail, np.int8).reshape(-1, DETAILS),
+        probes=None,
+    )
+
+
 def _digest(*parts: bytes) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

@@ -20,12 +20,9 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from cm3jax import config
 from cm3jax.data.ingest.duplicates import Match
-from cm3jax.data.ingest.hash import DETAILS
-from cm3jax.data.ingest.prepare import Prepared, Signature
+from cm3jax.data.ingest.prepare import Prepared, Signature, signature_of_bytes
 from cm3jax.data.ingest.settings import IngestConfig, IngestError, Settings
 from cm3jax.data.jobs import REJECTS
 from cm3jax.data.rejects import Reject
@@ -208,9 +205,5 @@ def _to_json(index: ShardIndex) -> dict[str, Any]:
 
 
 def _from_json(values: dict[str, Any]) -> ShardIndex:
-    signatures = []
-    for number, *digits in values["signatures"]:
-        key, document, images, bits, detail = map(bytes.fromhex, digits)
-        hashes = np.frombuffer(bits, np.uint64).reshape(-1, 2), np.frombuffer(detail, np.int8).reshape(-1, DETAILS)
-        signatures.append(Signature(number, key, document, images, *hashes, probes=None))
+    signatures = [signature_of_bytes(index, *map(bytes.fromhex, digits)) for index, *digits in values["signatures"]]
     return ShardIndex(**{**values, "signatures": signatures})
