@@ -22,8 +22,7 @@ from cm3jax.tokens.image import decode_image, encode_png
 from cm3jax.tokens.text import train_text_tokenizer
 from cm3jax.tokens.vocabulary import Vocabulary
 
-# What DirectRunner comes down to, without its attempt to download another one.
-BEAM = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+BEAM = "DirectRunner"
 CONFIG = IngestConfig(min_short_side=16, max_short_side=48, shard_documents=7, picture_format="png")
 
 

@@ -22,6 +22,8 @@ from cm3jax.data.rejects import Reject
 from cm3jax.data.sources.open import open_source
 from cm3jax.data.sources.source import Source
 
+# What runs in this process. Under Beam's own name it first looks for another program on the net.
+_IN_MEMORY = {"DirectRunner": "FnApiRunner"}
 _RANGE = 64  # documents that one worker reads at a time
 
 
@@ -43,7 +45,7 @@ def run(settings: Settings, out: pathlib.Path, runner: str, beam_options: Sequen
 
     indexes = {shard: read_shard_index(out, settings, shard) for shard in range(settings.shards)}
     missing = frozenset(shard for shard, index in indexes.items() if index is None)
-    options = PipelineOptions([f"--runner={runner}", *beam_options], save_main_session=False)
+    options = PipelineOptions([f"--runner={_IN_MEMORY.get(runner, runner)}", *beam_options], save_main_session=False)
     with beam.Pipeline(options=options) as pipeline:
         items = (
             pipeline
