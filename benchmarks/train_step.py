@@ -88,6 +88,7 @@ class JaxTrainer:
         import jax
 
         from cm3jax.parallel.mesh import MeshConfig, make_mesh
+        from cm3jax.reliability.heap import return_freed_memory
         from cm3jax.tasks.lm import LMTask
         from cm3jax.tasks.update import FLAGS, Flags, abstract_state, lower_update
 
@@ -97,6 +98,7 @@ class JaxTrainer:
         layout = jax.tree.map(lambda a: a.sharding, abstract_state(self.task, mesh))
         self.state = jax.jit(self.task.init, out_shardings=layout)(jax.random.key(0))
         self.update = lower_update(self.task, mesh, self.state).compile()
+        return_freed_memory()
         self.quiet = Flags(mesh, FLAGS).raised([False] * FLAGS)
 
     def step(self, tokens: Any) -> float:
