@@ -112,8 +112,8 @@ def test_collectives_have_axes_bytes_and_counts():
 
 
 def test_what_the_runtime_reduces_between_slices_is_a_collective():
-    send = """  %sent = (bf16[32,8]{1,0:T(8,128)(2,1)}, u32[], token[]) send(%y, %zero), channel_id=2, is_host_transfer=true, \
-frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+    send = """  %sent = (bf16[32,8]{1,0:T(8,128)(2,1)}, u32[], token[]) send(%y, %zero), channel_id=2, \
+frontend_attributes={_xla_host_transfer_rendezvous="r",_xla_megascale_transfer_type="ALL_REDUCE"}
   %near ="""
     mesh = make_mesh(CUBE)
     chips = np.empty(8, object)
