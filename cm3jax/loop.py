@@ -31,6 +31,7 @@ from cm3jax.reliability.anomaly import AnomalyError
 from cm3jax.reliability.checkpoint import CheckpointConfig, CheckpointError, Checkpoints
 from cm3jax.reliability.divergence import DivergenceCheck
 from cm3jax.reliability.goodput import Ledger
+from cm3jax.reliability.heap import return_freed_memory
 from cm3jax.reliability.preemption import StopRequest
 from cm3jax.reliability.watchdog import Watchdog
 from cm3jax.state import TrainState
@@ -234,6 +235,7 @@ class _Trainer:
         with self.ledger.within("compile"):
             text = layout_text(mesh, state, jax.tree.map(lambda a: a.sharding.spec, state))
             update = lower_update(self.task, mesh, state).compile()
+            return_freed_memory()
         if jax.process_index() == 0:
             write_atomic(self.workdir / "layout.txt", text.encode())
         memory = update.memory_analysis()

@@ -132,15 +132,21 @@ class LMTask:
             loss, sums = self._losses(params, rows)
             return loss / total, sums
 
+        gradients = jax.value_and_grad(objective, has_aux=True)
+
         def accumulate(carry, rows):
-            (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(state.params, rows)
+            (_, sums), grads = gradients(state.params, rows)
             grads, sums = jax.tree.map(jnp.add, carry, (grads, sums))
             return (constrain_as(grads, self._network.specs), sums), None
 
-        zeros = (jax.tree.map(jnp.zeros_like, state.params), {name: jnp.zeros(2) for name in MODALITIES})
-        # Row r joins microbatch r % count, so that each device has its share of every microbatch.
-        rows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch)
-        (grads, sums), _ = jax.lax.scan(accumulate, zeros, rows)
+        if count == 1:
+            (_, sums), grads = gradients(state.params, batch)
+        else:
+            zeros = (jax.tree.map(jnp.zeros_like, state.params), {name: jnp.zeros(2) for name in MODALITIES})
+            # Row r joins microbatch r % count, so that each device has its share of every microbatch.
+            rows = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch)
+            (grads, sums), _ = jax.lax.scan(accumulate, zeros, rows)
+        grads = constrain_as(grads, self._network.specs)
         losses = {name: value[0] / jnp.maximum(value[1], 1.0) for name, value in sums.items()}
         state, metrics = self._network.update(state, grads, losses["loss"])
         return state, losses | metrics
