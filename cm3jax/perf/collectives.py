@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from cm3jax.parallel.mesh import slice_count
 from cm3jax.perf.hlo import Instruction, Module
 
 KINDS = (
@@ -24,6 +25,8 @@ _LISTS = re.compile(r"(replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})?\}"
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\((\[[\d,]+\]T\([\d,]+\))\))? ?\{([^}]*)\}")
 _ORDER = re.compile(r"\[([\d,]+)\]T\(([\d,]+)\)")
+# Between slices: the data a device hands to its host, for what the runtime does with it.
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
 _AXIS_USE = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
@@ -57,14 +60,27 @@ def find_collectives(module: Module, mesh: jax.sharding.Mesh) -> list[Collective
     found = []
     for name, instructions in module.computations.items():
         for instruction in instructions.values():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS or not module.runs[name]:
+            kind, runs = _kind(instruction), module.runs[name]
+            if kind is None or not runs:
                 continue
-            group = _group(instruction, mesh.size)
+            group = _across_slices(mesh) if instruction.opcode == "send" else _group(instruction, mesh.size)
             if len(group) > 1:
-                size, runs = _bytes(instruction, kind, len(group)), module.runs[name]
+                size = _bytes(instruction, kind, len(group))
                 found.append(Collective(kind, axes_of_group(mesh, group), group, size, runs, runs > 1))
     return found
+
+
+def _kind(instruction: Instruction) -> str | None:
+    if instruction.opcode == "send" and (between := _MEGASCALE.search(instruction.text)):
+        kind = between.group(1).lower().replace("_", "-")
+        return "collective-permute" if kind == "one-to-one" else kind
+    kind = instruction.opcode.removesuffix("-start")
+    return kind if kind in KINDS else None
+
+
+def _across_slices(mesh: jax.sharding.Mesh) -> tuple[int, ...]:
+    """The first device of every slice; a program of several slices numbers the devices of each by itself."""
+    return tuple(range(0, mesh.size, mesh.size // slice_count(list(mesh.devices.flat))))
 
 
 def axes_of_group(mesh: jax.sharding.Mesh, group: Sequence[int]) -> tuple[str, ...]:
@@ -97,6 +113,9 @@ def _bytes(instruction: Instruction, kind: str, group: int) -> int:
         # (operands, results, contexts): the results are as many as the operands, and follow them.
         count = len(instruction.operands)
         shapes = shapes[count : 2 * count]
+    if instruction.opcode == "send":
+        # (data, context, token): what goes in.
+        return shapes[0].bytes * (group if kind == "all-gather" else 1)
     size = sum(shape.bytes for shape in shapes)
     return size * group if kind == "reduce-scatter" else size
 

@@ -12,7 +12,16 @@ from cm3jax.perf.products import PRODUCTS, product_flops
 _FREE = (
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all", "domain"),
     *("while", "conditional", "call", "partition-id", "replica-id", "add-dependency", "opt-barrier"),
-    *("copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "send-done", "recv-done"),
+    *(
+        "copy-done",
+        "all-gather-done",
+        "all-reduce-done",
+        "collective-permute-done",
+        "send",
+        "send-done",
+        "recv",
+        "recv-done",
+    ),
     *("async-start", "async-update", "async-done"),
 )
 # Targets of custom calls that say something and do nothing.

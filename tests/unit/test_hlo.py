@@ -1,7 +1,10 @@
 """Compiled programs as text: what is read from them, on a program written by hand and on real ones."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -106,6 +109,18 @@ def test_collectives_have_axes_bytes_and_counts():
     ]
     assert total_bytes(found)["all-gather", ("fsdp",)] == (10, 20_480)
     assert collectives_text(found).splitlines()[0].split() == ["all-gather", "fsdp", "10", "x", "2048", "B"]
+
+
+def test_what_the_runtime_reduces_between_slices_is_a_collective():
+    send = """  %sent = (bf16[32,8]{1,0:T(8,128)(2,1)}, u32[], token[]) send(%y, %zero), channel_id=2, \
+frontend_attributes={_xla_host_transfer_rendezvous="r",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %near ="""
+    mesh = make_mesh(CUBE)
+    chips = np.empty(8, object)
+    chips[:] = [SimpleNamespace(platform="tpu", slice_index=i // 4) for i in range(8)]
+    sliced = SimpleNamespace(devices=chips.reshape(2, 1, 2, 2), axis_names=mesh.axis_names, size=8)
+    found = find_collectives(parse(TEXT.replace("  %near =", send)), sliced)
+    assert Collective("all-reduce", ("replica",), (0, 4), 32 * 8 * 2, 1) in found
 
 
 @pytest.mark.parametrize(
