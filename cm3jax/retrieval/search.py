@@ -83,14 +83,13 @@ class ExactIndex:
 
         Raises:
           ValueError: the bank is empty, too large to be counted, or has a value that is not finite; or the memory has
-            no room for two tiles.
+            no room for two bins.
         """
         self.bank, self.mesh, self.config = bank, mesh, config or SearchConfig()
         if len(bank.shape) != 2 or not 0 < len(bank) <= MOST_ROWS:
             raise ValueError(f"bank of shape {bank.shape}, expected [N, D] with 1 <= N <= {MOST_ROWS}")
         self._devices = mesh.size
-        self._tile = min(self.config.tile, _round_up(-(-len(bank) // self._devices), self.config.bin_size))
-        self._chunk = self._chunk_rows()
+        self._tile, self._chunk = self._cuts()
         self._norm, self._rounding = self._measure()
         self._resident = self._upload(0) if self.chunks == 1 else None
 
@@ -188,18 +187,20 @@ class ExactIndex:
     def _row_bytes(self) -> int:
         return self.bank.shape[1] * self._numpy_dtype.itemsize
 
-    def _chunk_rows(self) -> int:
-        """Rows of a part, over all devices: the whole bank if it fits, else what fits twice."""
-        whole = _round_up(len(self.bank), self._tile * self._devices)
-        if whole // self._devices * self._row_bytes <= self.config.memory_bytes:
-            return whole
-        tiles = self.config.memory_bytes // (2 * self._row_bytes * self._tile)
-        if not tiles:
+    def _cuts(self) -> tuple[int, int]:
+        """Rows of a tile; and of a part over all devices: the whole bank if it fits, else what fits twice."""
+        config, share = self.config, -(-len(self.bank) // self._devices)
+        tile = min(config.tile, _round_up(share, config.bin_size))
+        if _round_up(share, tile) * self._row_bytes <= config.memory_bytes:
+            return tile, _round_up(share, tile) * self._devices
+        half = config.memory_bytes // (2 * self._row_bytes)
+        tile = min(tile, half // config.bin_size * config.bin_size)
+        if not tile:
             raise ValueError(
-                f"search memory_bytes {self.config.memory_bytes}, expected room for two tiles of {self._tile} rows: "
-                f"{2 * self._row_bytes * self._tile}"
+                f"search memory_bytes {config.memory_bytes}, expected room for two times {config.bin_size} rows: "
+                f"{2 * self._row_bytes * config.bin_size}"
             )
-        return tiles * self._tile * self._devices
+        return tile, half // tile * tile * self._devices
 
     def _measure(self) -> tuple[float, float]:
         """The largest |x~| and |x~ - x| of the bank."""
