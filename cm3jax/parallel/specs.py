@@ -36,6 +36,7 @@ ACTIVATIONS: dict[str, P] = {
     "logits": P(BATCH, "tensor"),  # [tokens, vocabulary], one chunk
     "embedding_lookup": P(None, None),  # a table gathered whole before a lookup
     "unembedding": P("tensor", None),  # the output matrix as the loss uses it, once for all chunks of tokens
+    "cache": P(BATCH, "tensor", None, None),  # [B, key heads, slots, head_dim], one layer
     "images": P(BATCH, None, None, None),  # [B, H, W, C]
 }
 
