@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -62,44 +64,44 @@ def rows_of(requests: Sequence[Request | None], grammar: Grammar, streams: int) 
     """One row for each request; an empty row for None."""
     empty = Request(((0,),), "text", max_new=1)
     filled = [request or empty for request in requests]
-    forced_width = max(len(request.forced) for request in filled)
-    forced = np.full((len(filled), forced_width and grammar.image_tokens), FREE, np.int32)
-    if any(len(request.forced) > grammar.image_tokens for request in filled):
-        forced = np.full((len(filled), forced_width), FREE, np.int32)
+    # As wide as an image where any row is forced, so that few widths are compiled.
+    longest = max(len(request.forced) for request in filled)
+    forced = np.full((len(filled), max(longest, grammar.image_tokens) if longest else 0), FREE, np.int32)
     for row, request in zip(forced, filled, strict=True):
         row[: len(request.forced)] = request.forced
     guidance = [request.guidance for request in filled]
     contrasts = [g.contrast or ContrastiveTopK() for g in guidance]
     return Rows(
-        seeds=np.array([request.seed for request in filled], np.uint32),
-        limits=np.array([request.limit(grammar) for request in filled], np.int32),
-        endings=np.array([request.endings() for request in filled]),
+        seeds=jnp.array([request.seed for request in filled], jnp.uint32),
+        limits=jnp.array([request.limit(grammar) for request in filled], jnp.int32),
+        endings=jnp.array([request.endings() for request in filled]),
         text=per_row([request.text for request in filled]),
         image=per_row([request.image for request in filled]),
         weights=_weights([g.weights for g in guidance], streams),
         last_weights=_weights([g.last or g.weights for g in guidance], streams),
         contrast=Contrast(
-            on=np.array([g.contrast is not None for g in guidance]),
-            alpha=np.array([c.alpha for c in contrasts], np.float32),
-            k=np.array([c.k for c in contrasts], np.int32),
-            amateur_temperature=np.array([c.amateur_temperature for c in contrasts], np.float32),
+            on=jnp.array([g.contrast is not None for g in guidance]),
+            alpha=jnp.array([c.alpha for c in contrasts], jnp.float32),
+            k=jnp.array([c.k for c in contrasts], jnp.int32),
+            amateur_temperature=jnp.array([c.amateur_temperature for c in contrasts], jnp.float32),
         ),
-        forced=forced,
+        forced=jnp.asarray(forced),
     )
 
 
 def no_standing(rows: int, streams: int, seen: int) -> Standing:
-    """Rows that belong to nobody."""
+    """Rows that belong to nobody, as NumPy's arrays: the host writes into them."""
+    zeros: Any = np.zeros
     return Standing(
-        number=np.zeros(rows, np.int32),
-        last=np.zeros((rows, streams), np.int32),
-        positions=np.zeros((rows, streams), np.int32),
-        grammar=GrammarState(np.zeros(rows, np.int32), np.ones(rows, bool)),
-        seen=np.zeros((rows, seen), bool),
+        number=zeros(rows, np.int32),
+        last=zeros((rows, streams), np.int32),
+        positions=zeros((rows, streams), np.int32),
+        grammar=GrammarState(zeros(rows, np.int32), ~zeros(rows, bool)),
+        seen=zeros((rows, seen), bool),
     )
 
 
-def enter(standing: Standing, row: int, request: Request, grammar: Grammar) -> None:
+def enter(standing: Any, row: int, request: Request, grammar: Grammar) -> None:
     """Puts a request at its beginning, in the (NumPy) arrays of `standing`: the last id of the prompt is fed first."""
     prompts = request.streams
     standing.number[row] = 0
@@ -113,8 +115,8 @@ def enter(standing: Standing, row: int, request: Request, grammar: Grammar) -> N
         standing.seen[row, list(prompts[0])] = True
 
 
-def _weights(weights: Sequence[tuple[float, ...]], streams: int) -> Float[np.ndarray, "B streams"]:
+def _weights(weights: Sequence[tuple[float, ...]], streams: int) -> Float[Array, "B streams"]:
     table = np.zeros((len(weights), streams), np.float32)
     for row, given in zip(table, weights, strict=True):
         row[: len(given)] = given
-    return table
+    return jnp.asarray(table)

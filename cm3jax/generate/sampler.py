@@ -6,10 +6,10 @@ the id alone (the Gumbel-max trick): neither the company in the batch nor the nu
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from cm3jax.generate.thresholds import largest, nucleus
@@ -78,8 +78,8 @@ class Sampling:
 def per_row(configs: Sequence[SamplingConfig]) -> Sampling:
     """One row for each config."""
     fields = dataclasses.fields(SamplingConfig)
-    types = {float: np.float32, int: np.int32}
-    return Sampling(*(np.array([getattr(config, f.name) for config in configs], types[f.type]) for f in fields))
+    types: dict[Any, Any] = {float: jnp.float32, int: jnp.int32}
+    return Sampling(*(jnp.array([getattr(config, f.name) for config in configs], types[f.type]) for f in fields))
 
 
 def noise(

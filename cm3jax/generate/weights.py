@@ -5,7 +5,7 @@ A step of decoding reads every weight once and does little else, so whatever is 
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from cm3jax.models.transformer import Block, Transformer
 from cm3jax.parallel.specs import shardings, weight_specs
 
 WeightKind = Literal["compute", "int8"]
+AnyCache = TypeVar("AnyCache", bound=Cache)
 
 
 @jax.tree_util.register_dataclass
@@ -66,10 +67,11 @@ class Decoder:
         return self.frame.config
 
     def decode(
-        self, tokens: Int[Array, "B T"], cache: Cache, positions: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        self, tokens: Int[Array, "B T"], cache: AnyCache, positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], AnyCache]:
         """As `Transformer.decode`."""
-        return self.frame.decode(tokens, cache, positions, self.blocks)
+        hidden, grown = self.frame.decode(tokens, cache, positions, self.blocks)
+        return hidden, cast(AnyCache, grown)
 
     def logits(self, hidden: Float[Array, "... D"], ids: tuple[int, int]) -> Float[Array, "... V"]:
         """Scores of the ids in [first, end) of `ids`, fp32."""
