@@ -15,7 +15,7 @@ from cm3jax.config import ConfigError, build
 from cm3jax.data.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from cm3jax.data.records import read_manifest
 from cm3jax.generate import prompts
-from cm3jax.generate.engine import Engine
+from cm3jax.generate.engine import Engine, EngineConfig
 from cm3jax.generate.guidance import Guidance, classifier_free
 from cm3jax.generate.request import Completion, Request
 from cm3jax.generate.sampler import SamplingConfig
@@ -39,6 +39,7 @@ class TextImageModel:
     vocabulary: Vocabulary
     text_tokenizer: TextTokenizer
     image_tokenizer: ImageTokenizer
+    engine_config: EngineConfig = EngineConfig()
 
     @classmethod
     def load(cls, run: Path, step: int | None = None) -> "TextImageModel":
@@ -124,7 +125,7 @@ class TextImageModel:
         """What decodes for this model."""
         graphdef, _ = nnx.split(nnx.eval_shape(lambda: Transformer(self.config, nnx.Rngs(0))))
         tokens, pieces = self.image_tokenizer.image_tokens, self.text_tokenizer.size
-        return Engine(graphdef, self.params, self.vocabulary, tokens, pieces)
+        return Engine(graphdef, self.params, self.vocabulary, tokens, pieces, self.engine_config)
 
 
 def _all_good(completions: Sequence[Completion]) -> Sequence[Completion]:
