@@ -17,6 +17,7 @@ from flax import nnx
 
 from cm3jax.generate.cache import CacheKind, KVCache, StreamCaches
 from cm3jax.generate.grammar import Grammar
+from cm3jax.generate.jacobi import advance_images
 from cm3jax.generate.request import Completion, Request, refusal
 from cm3jax.generate.rows import enter, no_standing, rows_of
 from cm3jax.generate.step import Plan, advance, empty, fill, prefill, resize
@@ -32,13 +33,14 @@ Done = Callable[[int, Completion], None]
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """How a batch is decoded; `rows` and `chunk` change the speed alone.
+    """How a batch is decoded; all but `weights` and `cache` change the speed alone.
 
     Attributes:
       rows: requests at a time, at most.
       chunk: steps between two looks of the host.
       prefill_chunk: ids of a prompt that are read at once.
       smallest_cache: slots; a cache doubles when a row reaches its end, so attention never reads much that is empty.
+      window: codes that are drawn in one step where all rows draw images (see `jacobi`); 1 is plain decoding.
       weights, cache: "int8" holds the matrices, or keys and values, in bytes.
     """
 
@@ -46,12 +48,16 @@ class EngineConfig:
     chunk: int = 64
     prefill_chunk: int = 256
     smallest_cache: int = 64
+    window: int = 1
     weights: WeightKind = "compute"
     cache: CacheKind = "compute"
 
 
 class Engine:
     """Ids from ids.
+
+    Attributes:
+      steps: how often the model has run to draw, prefill apart.
 
     Args:
       graphdef, params: of a `Transformer`, `params` as a nested dict.
@@ -76,6 +82,7 @@ class Engine:
         self.config = config
         self.mesh = mesh or make_mesh(MeshConfig(data=1), jax.devices()[:1])
         self.grammar = Grammar(vocabulary, image_tokens, text_end or vocabulary.text_size)
+        self.steps = 0
         self.decoder = prepare(graphdef, params, self.mesh, config.weights)
         if vocabulary.size > self.decoder.config.vocab_size:
             raise ValueError(
@@ -198,15 +205,22 @@ class _Batch:
         at = self.standing
         live = ~at.grammar.done
         room = [c.capacity - int(p[live].max()) for c, p in zip(self.caches.streams, at.positions.T, strict=True)]
-        steps = min(self.config.chunk, *room)
+        plan, window = self._plan(), self._window()
+        steps = min(self.config.chunk, max(1, min(room) // window))
         if self.queue:
             steps = min(steps, int((self.rows.limits - at.number)[live].min()))
         self.before = at
-        self.caches, at, drawn, log_probs = advance(
-            self.engine.decoder, self.caches, self.rows, at, np.int32(steps), self._plan()
-        )
+        inputs = self.engine.decoder, self.caches, self.rows, at, np.int32(steps), plan
+        found = advance(*inputs) if window == 1 else advance_images(*inputs, window)
+        self.caches, at, drawn, log_probs, steps_done = found
+        self.engine.steps += int(steps_done)
         self.standing = jax.tree.map(np.array, at)
         self.chunk = np.asarray(drawn), np.asarray(log_probs)
+
+    def _window(self) -> int:
+        """Ids of a row that one step may give."""
+        only_images = all(request is None or request.produce == "image" for request in self.requests)
+        return self.config.window if only_images else 1
 
     def _plan(self) -> Plan:
         vocabulary = self.grammar.vocabulary
@@ -249,7 +263,7 @@ class _Batch:
         live = ~self.standing.grammar.done
         fitted = []
         for cache, positions in zip(self.caches.streams, self.standing.positions.T, strict=True):
-            wanted = self._capacity(int(positions[live].max()) + 1)
+            wanted = self._capacity(int(positions[live].max()) + self.config.window)
             grows, halves = wanted > cache.capacity, 2 * wanted <= cache.capacity
             fitted.append(resize(cache, wanted) if grows or halves else cache)
         self.caches = StreamCaches(tuple(fitted))

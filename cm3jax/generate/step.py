@@ -54,12 +54,12 @@ class _Carry:
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="caches")
 def advance(
     decoder: Decoder, caches: StreamCaches, rows: Rows, at: Standing, steps: Int[Array, ""], plan: Plan
-) -> tuple[StreamCaches, Standing, Int[Array, "B chunk"], Float[Array, "B chunk"]]:
+) -> tuple[StreamCaches, Standing, Int[Array, "B chunk"], Float[Array, "B chunk"], Int[Array, ""]]:
     """Up to `steps` ids for each row, fewer where all rows are done.
 
     Returns:
-      caches, standing, and for each step the ids and their log-probabilities; those of a row that was done before
-      the step mean nothing.
+      caches, standing, for each step the ids and their log-probabilities (those of a row that was done before the
+      step mean nothing), and the number of steps.
     """
     count, streams = at.positions.shape
 
@@ -83,7 +83,7 @@ def advance(
     shape = (count, plan.chunk)
     start = _Carry(jnp.int32(0), caches, at, jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
     end = jax.lax.while_loop(unfinished, body, start)
-    return end.caches, end.at, end.drawn, end.log_probs
+    return end.caches, end.at, end.drawn, end.log_probs, end.step
 
 
 def choose(
