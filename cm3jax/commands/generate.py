@@ -1,54 +1,225 @@
-"""`cm3 generate`: a picture from a caption, or a caption from a picture."""
+"""`cm3 generate`: pictures from texts, texts from pictures, and whatever is missing in a document of both."""
 
 import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
 from cm3jax.commands import HelpFormatter
-from cm3jax.files import write_atomic
+from cm3jax.generate.document_file import read_document, read_picture
+from cm3jax.generate.engine import EngineConfig
+from cm3jax.generate.generator import Generator, Sample
+from cm3jax.generate.guidance import ContrastiveTopK, alternate
+from cm3jax.generate.holes import HoledSegment
+from cm3jax.generate.output import is_done, write_item
+from cm3jax.generate.rerank import best_first
 from cm3jax.generate.sampler import SamplingConfig
+from cm3jax.generate.tasks import Steering, Task, answer, caption, edit, infill, text_to_image
 from cm3jax.generate.text_image import TextImageModel
-from cm3jax.tokens.image import decode_image, encode_png, fit
+from cm3jax.tokens.document import Text
 
 EPILOG = """examples:
-  cm3 generate --workdir runs/quickstart/decoder --prompt "one red dog on the grass at night" --out dog.png
-  cm3 generate --workdir runs/quickstart/decoder --image dog.png --caption
+  a picture                 cm3 generate --workdir RUN --prompt "one red dog on the grass at night" --out dog.png
+  the best of eight         cm3 generate --workdir RUN --prompt "one red dog" --n 8 --keep 1 --out dog.png
+  many, resumable           cm3 generate --workdir RUN --prompts captions.txt --n 2 --out pictures/
+  half top-p, half CD-K     cm3 generate --workdir RUN --prompts captions.txt --n 8 --cdk 0.5 8 --mixture --out many/
+  a caption                 cm3 generate --workdir RUN --image dog.png --caption
+  an answer                 cm3 generate --workdir RUN --image dog.png --question "what colour is the dog?"
+  an edited picture         cm3 generate --workdir RUN --image dog.png --edit "make it blue" --out blue.png
+  a region drawn anew       cm3 generate --workdir RUN --image dog.png --mask tail.png --prompt "one dog" --out new.png
+  a missing phrase          cm3 generate --workdir RUN --infill "one <mask> dog on the grass"
+  any document with holes   cm3 generate --workdir RUN --document page.json --out page/
+
+Beside each picture stands a JSON file with every sample, its seed, score and log-likelihood. With a folder as --out,
+what is done there already is skipped.
 """
+
+Item = tuple[str, tuple[HoledSegment, ...]]
 
 
 def main(argv: list[str]) -> int:
     """`cm3 generate`; `argv` without the command's own name."""
-    parser = argparse.ArgumentParser("cm3 generate", description=__doc__, epilog=EPILOG, formatter_class=HelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="an lm run")
-    parser.add_argument("--step", type=int, help="checkpoint; the newest if not given")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="caption to draw; needs --out")
-    what.add_argument("--image", type=Path, help="picture to describe; needs --caption")
-    parser.add_argument("--out", type=Path, help="PNG file to write")
-    parser.add_argument("--caption", action="store_true", help="print a caption of --image")
-    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance weight; 1 is none")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token")
-    parser.add_argument("--top-p", type=float, default=0.9, help="share of the probability that is sampled from")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = _parser()
     options = parser.parse_args(argv)
-    if (options.prompt is not None) != (options.out is not None) or (options.image is not None) != options.caption:
-        parser.error("give --prompt with --out, or --image with --caption")
-    sampling = SamplingConfig(options.temperature, top_p=options.top_p)
+    _check(parser, options)
     model = TextImageModel.load(options.workdir, options.step)
-    if options.prompt is not None:
-        picture = model.images([options.prompt], sampling, options.guidance, [options.seed])[0]
-        write_atomic(options.out, encode_png(picture))
-        print(options.out)
-        return 0
-    pixels = fit(_read(options.image), model.image_tokenizer.config.resolution)
-    codes = model.image_tokenizer.encode(pixels[None])
-    print(model.captions(codes, sampling, [options.seed])[0])
-    return 0
+    generator = Generator(dataclasses.replace(model, engine_config=EngineConfig(rows=options.batch)))
+    items = _items(options, generator)
+    samples = _generate(generator, items, options)
+    failed = [name for name, found in samples.items() if all(sample.error for sample in found)]
+    for name in failed:
+        print(f"cm3 generate: {name}: {samples[name][0].error}", file=sys.stderr)
+    return 2 if failed else 0
 
 
-def _read(path: Path) -> np.ndarray:
-    try:
-        return decode_image(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("cm3 generate", description=__doc__, epilog=EPILOG, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("--workdir", type=Path, required=True, help="an lm run")
+    add("--step", type=int, help="checkpoint; the newest if not given")
+    add("--prompt", help="what is to be drawn; with --mask, what the picture shows")
+    add("--prompts", type=Path, help="file with a prompt on each line")
+    add("--image", type=Path, help="picture to caption, ask about, edit or draw in")
+    add("--caption", action="store_true", help="describe --image")
+    add("--question", help="about --image")
+    add("--edit", help="what is to become of --image")
+    add("--mask", type=Path, help="picture of the size of --image: white is drawn anew")
+    add("--rows", action="store_true", help="with --mask: draw whole rows, and see what is below them")
+    add("--infill", help="a text with <mask> for each missing phrase")
+    add("--document", type=Path, nargs="+", help="JSON files; null stands for what is missing")
+    add("--out", type=Path, help="PNG file, or a folder for several")
+    add("--n", type=int, default=1, help="samples of each")
+    add("--keep", type=int, help="pictures that are written, the likeliest first; all if not given")
+    add("--seed", type=int, default=0, help="of the first sample; the next ones follow")
+    add("--guidance", type=float, nargs="+", help="weight, or its first and last value over the image; 1 is none; "
+        "3 with a prompt, 7.5 for edits, else 1 if not given")  # fmt: skip
+    add("--image-guidance", type=float, default=1.5, help="with --edit: weight of the picture")
+    add("--unconditional", choices=("mask", "drop"), default="mask", help="what guidance compares with")
+    add("--cdk", type=float, nargs=2, metavar=("ALPHA", "K"), help="contrastive decoding in place of --guidance")
+    add("--mixture", action="store_true", help="--cdk for every second sample, --guidance for the others")
+    add("--temperature", type=float, default=1.0, help="0 takes the most likely token")
+    add("--top-p", type=float, default=0.9, help="share of the probability that is sampled from")
+    add("--top-k", type=int, default=0, help="tokens that are sampled from; 0 for all")
+    add("--min-p", type=float, default=0.0, help="least share of the most likely token's probability")
+    add("--repetition-penalty", type=float, default=1.0, help="of texts")
+    add("--max-text", type=int, default=64, help="tokens of a missing text, at most")
+    add("--batch", type=int, default=EngineConfig.rows, help="samples at a time")
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exits with a line about what does not go together."""
+    ways = {
+        "--prompt": options.prompt is not None and options.image is None,
+        "--prompts": options.prompts is not None,
+        "--infill": options.infill is not None,
+        "--document": options.document is not None,
+        "--image": options.image is not None,
+    }
+    if sum(ways.values()) != 1:
+        parser.error(f"give exactly one of {', '.join(ways)}")
+    about = (options.caption, options.question is not None, options.edit is not None, options.mask is not None)
+    if options.image is not None and sum(about) != 1:
+        parser.error("give --image with exactly one of --caption, --question, --edit, --mask")
+    draws = not (options.caption or options.question or options.infill)
+    if draws and options.out is None:
+        parser.error("give --out: a PNG file, or a folder")
+    several = options.prompts is not None or options.document is not None
+    if several and options.out is not None and options.out.suffix == ".png":
+        parser.error(f"--out {options.out}: give a folder for several results")
+    if options.n < 1 or (options.keep is not None and not 1 <= options.keep <= options.n):
+        parser.error(f"--n {options.n} --keep {options.keep}: expected 1 <= keep <= n")
+    if options.mixture and options.cdk is None:
+        parser.error("--mixture needs --cdk")
+    if options.guidance is not None and (len(options.guidance) > 2 or (options.cdk and not options.mixture)):
+        parser.error("--guidance takes one or two weights, and goes with --cdk only in a --mixture")
+
+
+def _items(options: argparse.Namespace, generator: Generator) -> list[Item]:
+    """Name and document of each thing to generate."""
+    if options.prompts is not None:
+        lines = [line for line in options.prompts.read_text().splitlines() if line.strip()]
+        return [(f"{number:05d}", text_to_image(line)) for number, line in enumerate(lines)]
+    if options.document is not None:
+        return [(path.stem, read_document(path, generator)) for path in options.document]
+    return [("sample", _segments(options, generator))]
+
+
+def _segments(options: argparse.Namespace, generator: Generator) -> tuple[HoledSegment, ...]:
+    if options.infill is not None:
+        return (infill(options.infill),)
+    if options.image is None:
+        return text_to_image(options.prompt)
+    pixels = read_picture(options.image)
+    if options.mask is not None:
+        masked = generator.masked_image(pixels, read_picture(options.mask), options.rows)
+        return (masked,) if options.prompt is None else (Text(options.prompt), masked)
+    image = generator.image(pixels)
+    if options.edit is not None:
+        return edit(image, options.edit)
+    return caption(image) if options.caption else answer(options.question, image)
+
+
+def _steerings(options: argparse.Namespace) -> list[Steering]:
+    """Of each sample."""
+    from_text = options.prompt is not None or options.prompts is not None
+    default = [7.5] if options.edit else [3.0] if from_text else [1.0]
+    weights = options.guidance or default
+    scale = weights[0] if len(weights) == 1 else (weights[0], weights[1])
+    image_scale = options.image_guidance if options.edit else None
+    guided = Steering(scale, image_scale, options.unconditional)
+    if options.cdk is None:
+        return [guided] * options.n
+    contrast = Steering(cdk=ContrastiveTopK(options.cdk[0], int(options.cdk[1])), unconditional=options.unconditional)
+    return alternate(options.n, guided, contrast) if options.mixture else [contrast] * options.n
+
+
+def _generate(generator: Generator, items: Sequence[Item], options: argparse.Namespace) -> dict[str, list[Sample]]:
+    """Samples of each item that is not done yet, best first; written or printed as soon as they are complete."""
+    asked = {name: value for name, value in _plain(options).items() if name not in ("out", "batch")}
+    targets = {name: _target(options.out, name) for name, _ in items}
+    items = [(name, segments) for name, segments in items if not _is_done(options, targets[name], asked)]
+    sampling = SamplingConfig(
+        options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty
+    )
+    tasks = [
+        Task(segments, options.seed + i, steering, sampling, sampling, options.max_text)
+        for _, segments in items
+        for i, steering in enumerate(_steerings(options))
+    ]
+    found: dict[str, list[Sample]] = {name: [] for name, _ in items}
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("samples", total=len(tasks))
+
+        def done(place: int, sample: Sample) -> None:
+            progress.advance(bar)
+            name = items[place // options.n][0]
+            found[name].append(sample)
+            if len(found[name]) == options.n:
+                found[name] = _ranked(found[name])
+                _publish(targets[name], asked, found[name], options.keep or options.n)
+
+        generator.complete(tasks, on_done=done)
+    return found
+
+
+def _ranked(samples: Sequence[Sample]) -> list[Sample]:
+    good = sorted((sample for sample in samples if sample.error is None), key=lambda sample: sample.seed)
+    bad = [sample for sample in samples if sample.error is not None]
+    return [good[place] for place in best_first([sample.score for sample in good])] + bad
+
+
+def _publish(target: Path | None, asked: dict[str, Any], samples: Sequence[Sample], keep: int) -> None:
+    if samples[0].error is not None:
+        return
+    pictures = [] if target is None else write_item(target, asked, samples, keep)
+    for path in pictures:
+        print(path)
+    for sample in samples[:keep]:
+        for gap in sample.gaps:
+            if isinstance(gap, str):
+                print(gap)
+
+
+def _target(out: Path | None, name: str) -> Path | None:
+    """The JSON file of an item."""
+    if out is None:
+        return None
+    return out.with_suffix(".json") if out.suffix == ".png" else out / f"{name}.json"
+
+
+def _is_done(options: argparse.Namespace, target: Path | None, asked: dict[str, Any]) -> bool:
+    """In a folder; a single file is written again."""
+    return target is not None and options.out.suffix != ".png" and is_done(target, asked)
+
+
+def _plain(options: argparse.Namespace) -> dict[str, Any]:
+    """The options as JSON has them."""
+    return json.loads(json.dumps(vars(options), default=str))

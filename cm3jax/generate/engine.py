@@ -1,255 +1,280 @@
-"""Generation of a batch: prefill all prompts at once, then one token a step for all rows.
+"""Generation of any number of requests in a batch of fixed shape: prefill, decode, refill.
 
-A request may have several streams (conditional, unconditional, ...): rows of the batch with different prompts that are
-fed the same tokens and whose logits are mixed. Rows are padded on the right and a cache slot is a position, so neither
-padding nor the company in the batch changes what a request gets.
+Rows that end are given to the next request of the queue. A cache slot is a position, the draw depends on the request's
+seed and the position alone, and no row reads another, so neither the company in the batch nor the order of the requests
+changes what a request gets.
 """
 
+import collections
 import dataclasses
-import functools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt32
 
-from cm3jax.generate.cache import KVCache
-from cm3jax.generate.grammar import INFILL, TEXT, Grammar, GrammarState
-from cm3jax.generate.guidance import mix
-from cm3jax.generate.sampler import Sampling, SamplingConfig, row_keys, sample
+from cm3jax.generate.cache import CacheKind, KVCache, StreamCaches
+from cm3jax.generate.grammar import Grammar
+from cm3jax.generate.jacobi import advance_images
+from cm3jax.generate.request import Completion, Request, refusal
+from cm3jax.generate.rows import enter, no_standing, rows_of
+from cm3jax.generate.step import Plan, advance, empty, fill, prefill, resize
+from cm3jax.generate.weights import WeightKind, prepare
+from cm3jax.parallel.mesh import MeshConfig, make_mesh
+from cm3jax.parallel.specs import BATCH
 from cm3jax.tokens.vocabulary import Vocabulary
 
-PROMPT_BUCKET = 64
-Prompts = Sequence[Sequence[int]]
+logger = logging.getLogger(__name__)
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """What stays the same while a batch is decoded; rows are ordered stream by stream."""
-
-    lengths: Int[Array, " rows"]  # of the prompts
-    weights: Float[Array, " streams"]
-    seeds: UInt32[Array, " B"]
-    sampling: Sampling
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Progress:
-    """The loop's carry."""
-
-    number: Int[Array, ""]  # of the token that is drawn next
-    last: Int[Array, " rows"]  # the token that is fed next
-    cache: KVCache
-    grammar: GrammarState
-    drawn: Int[Array, "B new"]
+Done = Callable[[int, Completion], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
-    """The static part of a decoding loop: what a new value of compiles anew."""
+class EngineConfig:
+    """How a batch is decoded; all but `weights` and `cache` change the speed alone.
 
-    grammar: Grammar
-    ids: tuple[int, int]  # only logits of this range are computed
-    truncate: bool
+    Attributes:
+      rows: requests at a time, at most.
+      chunk: steps between two looks of the host.
+      prefill_chunk: ids of a prompt that are read at once.
+      smallest_cache: slots; a cache doubles when a row reaches its end, so attention never reads much that is empty.
+      window: codes that are drawn in one step where all rows draw images (see `jacobi`); 1 is plain decoding.
+      weights, cache: "int8" holds the matrices, or keys and values, in bytes.
+    """
+
+    rows: int = 16
+    chunk: int = 64
+    prefill_chunk: int = 256
+    smallest_cache: int = 64
+    window: int = 1
+    weights: WeightKind = "compute"
+    cache: CacheKind = "compute"
 
 
-class Generator:
-    """Images and text from prompts of ids.
+class Engine:
+    """Ids from ids.
+
+    Attributes:
+      steps: how often the model has run to draw, prefill apart.
 
     Args:
       graphdef, params: of a `Transformer`, `params` as a nested dict.
       image_tokens: codes of one image.
+      text_end: text ids from here on are never drawn; by default all may be.
+      mesh: by default the first device alone.
+
+    Raises:
+      ValueError: the model has fewer ids than the vocabulary.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, params: Any, vocabulary: Vocabulary, image_tokens: int):
-        self.config = nnx.merge(graphdef, params).config
-        self.params = params
-        self.vocabulary = vocabulary
-        self.image_tokens = image_tokens
-        if vocabulary.size > self.config.vocab_size:
-            raise ValueError(
-                f"generator: a vocabulary of {vocabulary.size} ids for a model of {self.config.vocab_size}"
-            )
-        self._prefill = jax.jit(functools.partial(_prefill, graphdef), static_argnames="capacity")
-        self._decode = jax.jit(functools.partial(_decode, graphdef), static_argnames="plan", donate_argnames="progress")
-
-    def generate_images(
+    def __init__(
         self,
-        streams: Sequence[Prompts],
-        weights: Sequence[float],
-        sampling: SamplingConfig,
-        seeds: Sequence[int],
-    ) -> Int[np.ndarray, "N image_tokens"]:
-        """Codes of one image for each request.
+        graphdef: nnx.GraphDef,
+        params: Any,
+        vocabulary: Vocabulary,
+        image_tokens: int,
+        text_end: int | None = None,
+        config: EngineConfig = EngineConfig(),
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        self.config = config
+        self.mesh = mesh or make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        self.grammar = Grammar(vocabulary, image_tokens, text_end or vocabulary.text_size)
+        self.steps = 0
+        self.decoder = prepare(graphdef, params, self.mesh, config.weights)
+        if vocabulary.size > self.decoder.config.vocab_size:
+            raise ValueError(
+                f"engine: a vocabulary of {vocabulary.size} ids for a model of {self.decoder.config.vocab_size}"
+            )
+
+    @property
+    def max_len(self) -> int:
+        """Ids of a prompt and of what follows it, at most."""
+        return self.decoder.config.max_len
+
+    def run(self, requests: Sequence[Request], on_done: Done | None = None) -> list[Completion]:
+        """One completion for each request, in their order; a request that cannot be served has its `error` set.
 
         Args:
-          streams: for each stream the prompts of all N requests, such that an image comes next (see `infill`).
-          weights: of the streams (see `guidance`); `(1.0,)` for one stream without guidance.
-          seeds: one for each request; equal request and seed give the equal image.
-
-        Raises:
-          ValueError: numbers of prompts, seeds, weights that do not match; an empty, too long or foreign prompt.
+          on_done: is told of each completion (with its place in `requests`) as soon as there is one.
         """
-        vocabulary = self.vocabulary
-        plan = _Plan(
-            Grammar(vocabulary, self.image_tokens, endings=(vocabulary.eos,)),
-            ids=(vocabulary.image_start, vocabulary.image_end),
-            truncate=sampling.truncates,
-        )
-        drawn, _ = self._generate(streams, weights, sampling, seeds, plan, self.image_tokens, self.image_tokens)
-        return vocabulary.image_code(drawn)
+        results: dict[int, Completion] = {}
 
-    def generate_text(
-        self, prompts: Prompts, sampling: SamplingConfig, seeds: Sequence[int], max_new: int
-    ) -> list[list[int]]:
-        """Text ids, at least one, for each prompt, up to `<break>`, `<eoss>` or `</s>` (not included) or `max_new` ids.
+        def finish(place: int, completion: Completion) -> None:
+            results[place] = completion
+            if on_done is not None:
+                on_done(place, completion)
 
-        Raises:
-          ValueError: as `generate_images`.
-        """
-        vocabulary = self.vocabulary
-        endings = (vocabulary.break_id, vocabulary.eoss, vocabulary.eos)
-        return self._continue(prompts, sampling, seeds, max_new, endings, INFILL)
-
-    def generate_document(
-        self, prompts: Prompts, sampling: SamplingConfig, seeds: Sequence[int], max_new: int
-    ) -> list[list[int]]:
-        """Text and whole images for each prompt that ends in text, up to `</s>` (not included) or `max_new` ids.
-
-        Raises:
-          ValueError: as `generate_images`.
-        """
-        return self._continue(prompts, sampling, seeds, max_new, (self.vocabulary.eos,), TEXT)
-
-    def _continue(
-        self,
-        prompts: Prompts,
-        sampling: SamplingConfig,
-        seeds: Sequence[int],
-        max_new: int,
-        endings: tuple[int, ...],
-        phase: int,
-    ) -> list[list[int]]:
-        if max_new < 1:
-            raise ValueError(f"generate: max_new must be >= 1, found {max_new}")
-        plan = _Plan(
-            Grammar(self.vocabulary, self.image_tokens, endings), (0, self.vocabulary.used), sampling.truncates
-        )
-        drawn, lengths = self._generate([prompts], (1.0,), sampling, seeds, plan, phase, max_new)
-        return [row[:length].tolist() for row, length in zip(drawn, lengths, strict=True)]
-
-    def _generate(
-        self,
-        streams: Sequence[Prompts],
-        weights: Sequence[float],
-        sampling: SamplingConfig,
-        seeds: Sequence[int],
-        plan: _Plan,
-        phase: int,
-        max_new: int,
-    ) -> tuple[Int[np.ndarray, "N new"], Int[np.ndarray, " N"]]:
-        """The drawn ids and how many of each row count."""
-        _check_counts(streams, weights, seeds)
-        prompts = [prompt for stream in streams for prompt in stream]
-        self._check_prompts(prompts, max_new)
-        requests = len(seeds)
-        if requests == 0:
-            return np.zeros((0, max_new), np.int32), np.zeros(0, np.int32)
-
-        tokens, lengths = _pad(prompts, self.vocabulary.pad, self.config.max_len)
-        capacity = min(tokens.shape[1] + max_new, self.config.max_len)
-        progress = _Progress(
-            number=jnp.int32(0),
-            last=jnp.asarray(tokens[np.arange(len(prompts)), lengths - 1]),
-            cache=self._prefill(self.params, tokens, capacity=capacity),
-            grammar=plan.grammar.start(requests, phase),
-            drawn=jnp.full((requests, max_new), self.vocabulary.pad, jnp.int32),
-        )
-        batch = _Batch(
-            lengths=jnp.asarray(lengths),
-            weights=jnp.asarray(weights, jnp.float32),
-            seeds=jnp.asarray(seeds, jnp.uint32),
-            sampling=sampling.arrays(),
-        )
-        drawn = np.asarray(self._decode(self.params, batch, progress=progress, plan=plan).drawn)
-        ended = np.isin(drawn, (*plan.grammar.endings, self.vocabulary.pad))
-        return drawn, np.where(ended.any(axis=1), ended.argmax(axis=1), max_new)
-
-    def _check_prompts(self, prompts: Prompts, max_new: int) -> None:
-        limit = self.config.max_len
-        for i, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"generate: prompt {i} is empty; a prompt begins with at least one id, such as </s>")
-            if len(prompt) + max_new > limit:
-                raise ValueError(
-                    f"generate: prompt {i} of {len(prompt)} ids leaves no room for {max_new} new ones in {limit}"
-                )
-            if min(prompt) < 0 or max(prompt) >= self.vocabulary.size:
-                bad = next(t for t in prompt if not 0 <= t < self.vocabulary.size)
-                raise ValueError(f"generate: prompt {i} holds id {bad}, expected 0 <= id < {self.vocabulary.size}")
+        good = []
+        for place, request in enumerate(requests):
+            error = refusal(request, self.grammar, self.max_len)
+            if error is None:
+                good.append((place, request))
+            else:
+                finish(place, Completion([], np.zeros(0, np.float32), error=error))
+        if good:
+            with jax.set_mesh(self.mesh):
+                _Batch(self, good, finish).run()
+        return [results[place] for place in range(len(requests))]
 
 
-def _check_counts(streams: Sequence[Prompts], weights: Sequence[float], seeds: Sequence[int]) -> None:
-    if len(streams) != len(weights) or not streams:
-        raise ValueError(f"generate: {len(streams)} streams for {len(weights)} guidance weights")
-    for i, stream in enumerate(streams):
-        if len(stream) != len(seeds):
-            raise ValueError(f"generate: stream {i} has {len(stream)} prompts for {len(seeds)} seeds")
-    for seed in seeds:
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"generate: seed {seed}, expected 0 <= seed < 2^32")
+class _Batch:
+    """The requests of one call, and the rows that serve them."""
 
+    def __init__(self, engine: Engine, requests: Sequence[tuple[int, Request]], finish: Done):
+        self.engine, self.config, self.grammar, self.finish = engine, engine.config, engine.grammar, finish
+        self.queue = collections.deque(requests)
+        self.lanes = int(np.prod([engine.mesh.shape[axis] for axis in BATCH]))
+        count = min(_power_of_two(len(requests)), self.config.rows)
+        count = -(-count // self.lanes) * self.lanes
+        self.streams = max(len(request.streams) for _, request in requests)
+        self.penalises = any(request.text.penalises for _, request in requests)
+        self.places: list[int] = [-1] * count
+        self.requests: list[Request | None] = [None] * count
+        self.drawn: list[list[np.ndarray]] = [[] for _ in range(count)]
+        self.log_probs: list[list[np.ndarray]] = [[] for _ in range(count)]
+        self.standing = no_standing(count, self.streams, self.grammar.vocabulary.size if self.penalises else 0)
+        empty = [self._empty(count, self.config.smallest_cache) for _ in range(self.streams)]
+        self.caches = StreamCaches(tuple(empty))
+        self.prompts: dict[tuple[int, ...], KVCache] = {}
 
-def _pad(prompts: Prompts, pad: int, limit: int) -> tuple[Int[np.ndarray, "rows P"], Int[np.ndarray, " rows"]]:
-    """Prompts padded on the right to a common multiple of PROMPT_BUCKET, so that few shapes are compiled."""
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    width = min(-(-int(lengths.max()) // PROMPT_BUCKET) * PROMPT_BUCKET, limit)
-    tokens = np.full((len(prompts), width), pad, np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    return tokens, lengths
+    def run(self) -> None:
+        """Until the queue is empty and every row is done."""
+        while True:
+            if self._refill():
+                self.rows = rows_of(self.requests, self.grammar, self.streams)
+            if all(request is None for request in self.requests):
+                return
+            self._advance()
+            self._collect()
 
+    def _refill(self) -> bool:
+        """Gives free rows to the queue; whether any row changed hands."""
+        free = [row for row, request in enumerate(self.requests) if request is None]
+        entered: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for row in free[: len(self.queue)]:
+            place, request = self.queue.popleft()
+            self.places[row], self.requests[row] = place, request
+            self.drawn[row], self.log_probs[row] = [], []
+            enter(self.standing, row, request, self.grammar)
+            for stream, prompt in enumerate(request.streams):
+                entered.setdefault((stream, prompt), []).append(row)
+        if not entered:
+            return False
+        self._fit()
+        for (stream, prompt), rows in entered.items():
+            self._fill(stream, prompt, rows)
+        self._forget()
+        return True
 
-def _prefill(graphdef: nnx.GraphDef, params: Any, tokens: Int[Array, "rows P"], capacity: int) -> KVCache:
-    """Keys and values of the prompts; slots from a prompt's last token on are overwritten by the decoding loop."""
-    model = nnx.merge(graphdef, params)
-    rows, width = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
-    return model.decode(tokens, KVCache.zeros(model.config, rows, capacity), positions)[1]
+    def _fill(self, stream: int, prompt: tuple[int, ...], rows: Sequence[int]) -> None:
+        """The prompt, read once, into all rows that begin with it."""
+        if len(prompt) == 1:
+            return
+        if prompt not in self.prompts:
+            self.prompts[prompt] = self._read(prompt)
+        count = len(self.requests)
+        padded = np.full(count, count, np.int32)
+        padded[: len(rows)] = rows
+        streams = list(self.caches.streams)
+        streams[stream] = fill(streams[stream], padded, self.prompts[prompt])
+        self.caches = StreamCaches(tuple(streams))
 
+    def _read(self, prompt: tuple[int, ...]) -> KVCache:
+        """Keys and values of all but the last id, which the first step feeds."""
+        length = len(prompt) - 1
+        chunk = min(_power_of_two(max(length, self.config.smallest_cache)), self.config.prefill_chunk)
+        width = -(-length // chunk) * chunk
+        tokens = np.full((self.lanes, width), self.grammar.vocabulary.pad, np.int32)
+        tokens[:, :length] = prompt[:-1]
+        cache = self._empty(self.lanes, width)
+        for start in range(0, length, chunk):
+            cache = prefill(self.engine.decoder, cache, tokens[:, start : start + chunk], np.int32(start))
+        return cache
 
-def _decode(graphdef: nnx.GraphDef, params: Any, batch: _Batch, progress: _Progress, plan: _Plan) -> _Progress:
-    """Draws until every row is done or full; begins by feeding the last token of each prompt."""
-    model = nnx.merge(graphdef, params)
-    first, end = plan.ids
-    unembedding = model.unembedding()[first:end]
-    ids = jnp.arange(first, end)
-    streams, requests, max_new = batch.weights.shape[0], batch.seeds.shape[0], progress.drawn.shape[1]
+    def _forget(self) -> None:
+        """Prompts that no waiting request begins with."""
+        wanted = {prompt for _, request in self.queue for prompt in request.streams}
+        self.prompts = {prompt: cache for prompt, cache in self.prompts.items() if prompt in wanted}
 
-    def step(at: _Progress) -> _Progress:
-        positions = (batch.lengths - 1 + at.number)[:, None]
-        hidden, cache = model.decode(at.last[:, None], at.cache, positions)
-        logits = jnp.einsum(
-            "rd,vd->rv", hidden[:, 0], unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
-        mixed = mix(logits.reshape(streams, requests, -1), batch.weights)
-        mixed = jnp.where(plan.grammar.allowed(at.grammar, ids), mixed, -jnp.inf)
-        tokens = first + sample(row_keys(batch.seeds, at.number), mixed, batch.sampling, plan.truncate)
-        tokens = jnp.where(at.grammar.done, plan.grammar.vocabulary.pad, tokens)
-        return _Progress(
-            number=at.number + 1,
-            last=jnp.tile(tokens, streams),
-            cache=cache,
-            grammar=plan.grammar.advance(at.grammar, tokens),
-            drawn=at.drawn.at[:, at.number].set(tokens),
+    def _advance(self) -> None:
+        """As many steps as make sense before the host looks again."""
+        self._fit()
+        at = self.standing
+        live = ~at.grammar.done
+        room = [c.capacity - int(p[live].max()) for c, p in zip(self.caches.streams, at.positions.T, strict=True)]
+        plan, window = self._plan(), self._window()
+        steps = min(self.config.chunk, max(1, min(room) // window))
+        if self.queue:
+            steps = min(steps, int((self.rows.limits - at.number)[live].min()))
+        self.before = at
+        inputs = self.engine.decoder, self.caches, self.rows, at, np.int32(steps), plan
+        found = advance(*inputs) if window == 1 else advance_images(*inputs, window)
+        self.caches, at, drawn, log_probs, steps_done = found
+        self.engine.steps += int(steps_done)
+        self.standing = jax.tree.map(np.array, at)
+        self.chunk = np.asarray(drawn), np.asarray(log_probs)
+
+    def _window(self) -> int:
+        """Ids of a row that one step may give."""
+        only_images = all(request is None or request.produce == "image" for request in self.requests)
+        return self.config.window if only_images else 1
+
+    def _plan(self) -> Plan:
+        vocabulary = self.grammar.vocabulary
+        requests = [request for request in self.requests if request is not None]
+        only_images = all(request.produce == "image" for request in requests)
+        samplings = [request.image for request in requests]
+        if not only_images:
+            samplings += [request.text for request in requests]
+        return Plan(
+            grammar=self.grammar,
+            ids=(vocabulary.image_start, vocabulary.image_end) if only_images else (0, vocabulary.used),
+            truncates=any(sampling.truncates for sampling in samplings),
+            draws=any(sampling.draws for sampling in samplings),
+            contrasts=any(request.guidance.contrast is not None for request in requests),
+            penalises=self.penalises and not only_images,
+            chunk=self.config.chunk,
         )
 
-    def unfinished(at: _Progress) -> Array:
-        return (at.number < max_new) & ~jnp.all(at.grammar.done)
+    def _collect(self) -> None:
+        """Keeps what the last steps drew, and hands back the rows that are done."""
+        drawn, log_probs = self.chunk
+        for row, request in enumerate(self.requests):
+            if request is None:
+                continue
+            new = int(self.standing.number[row] - self.before.number[row])
+            self.drawn[row].append(drawn[row, :new])
+            self.log_probs[row].append(log_probs[row, :new])
+            if self.standing.grammar.done[row]:
+                self.finish(self.places[row], self._completion(row, request))
+                self.requests[row] = None
 
-    return jax.lax.while_loop(unfinished, step, progress)
+    def _completion(self, row: int, request: Request) -> Completion:
+        ids = np.concatenate(self.drawn[row]).tolist()
+        endings = [mark for mark, ends in zip(self.grammar.marks, request.endings(), strict=True) if ends]
+        ended = ids[-1] in endings
+        return Completion(ids[:-1] if ended else ids, np.concatenate(self.log_probs[row]), ended)
+
+    def _fit(self) -> None:
+        """Caches as long as the rows that are live need them for the next step, and not much longer."""
+        live = ~self.standing.grammar.done
+        fitted = []
+        for cache, positions in zip(self.caches.streams, self.standing.positions.T, strict=True):
+            wanted = self._capacity(int(positions[live].max()) + self.config.window)
+            grows, halves = wanted > cache.capacity, 2 * wanted <= cache.capacity
+            fitted.append(resize(cache, wanted) if grows or halves else cache)
+        self.caches = StreamCaches(tuple(fitted))
+
+    def _capacity(self, slots: int) -> int:
+        return min(max(_power_of_two(slots), self.config.smallest_cache), self.engine.max_len)
+
+    def _empty(self, rows: int, capacity: int) -> KVCache:
+        return empty(self.engine.decoder.config, rows, capacity, self.config.cache)
+
+
+def _power_of_two(count: int) -> int:
+    """The smallest power of two that is at least `count`."""
+    return 1 << max(count - 1, 0).bit_length()

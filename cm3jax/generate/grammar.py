@@ -24,7 +24,7 @@ TEXT, AFTER_IMAGE, INFILL = 0, -1, -2
 class GrammarState:
     """Attributes:
     phase: codes of the current image still to come, or TEXT, AFTER_IMAGE, INFILL (text that has not begun).
-    done: an ending id was drawn; what follows is padding.
+    done: nothing more is drawn for this row.
     """
 
     phase: Int[Array, " B"]
@@ -35,29 +35,40 @@ class GrammarState:
 class Grammar:
     """Attributes:
     image_tokens: codes of one image.
-    endings: ids that end a row, allowed wherever text may end.
+    text_end: text ids from here on stand for nothing and are never drawn.
     """
 
     vocabulary: Vocabulary
     image_tokens: int
-    endings: tuple[int, ...]
+    text_end: int
 
-    def start(self, rows: int, phase: int) -> GrammarState:
-        return GrammarState(jnp.full(rows, phase, jnp.int32), jnp.zeros(rows, bool))
+    @property
+    def marks(self) -> tuple[int, int, int]:
+        """The ids that may end a row: `<break>`, `<eoss>`, `</s>`."""
+        return self.vocabulary.break_id, self.vocabulary.eoss, self.vocabulary.eos
 
-    def allowed(self, state: GrammarState, ids: Int[Array, " V"]) -> Bool[Array, "B V"]:
-        """For each row, which of `ids` may come next."""
+    def allowed(
+        self, phase: Int[Array, " B"], endings: Bool[Array, "B 3"], ids: Int[Array, " V"]
+    ) -> Bool[Array, "B V"]:
+        """For each row, which of `ids` may come next.
+
+        Args:
+          endings: which of `marks` end the row; besides those a text and an image may end in `<break>`.
+        """
         vocabulary = self.vocabulary
-        ends = (ids == vocabulary.break_id) | jnp.isin(ids, jnp.asarray(self.endings, jnp.int32))
-        phase = state.phase[:, None]
-        in_text = ((phase == TEXT) & (vocabulary.is_text(ids) | ends)) | ((phase == INFILL) & vocabulary.is_text(ids))
+        ends = ids == vocabulary.break_id
+        for mark, ending in zip(self.marks, endings.T, strict=True):
+            ends = ends | (ending[:, None] & (ids == mark))
+        text = vocabulary.is_text(ids) & (ids < self.text_end)
+        phase = phase[:, None]
+        in_text = ((phase == TEXT) & (text | ends)) | ((phase == INFILL) & text)
         return in_text | ((phase > 0) & vocabulary.is_image(ids)) | ((phase == AFTER_IMAGE) & ends)
 
-    def advance(self, state: GrammarState, tokens: Int[Array, " B"]) -> GrammarState:
+    def advance(self, state: GrammarState, endings: Bool[Array, "B 3"], tokens: Int[Array, " B"]) -> GrammarState:
         """The state after each row has drawn its token."""
         phase = state.phase
         opens = jnp.where(phase == TEXT, self.image_tokens, TEXT)
         outside = jnp.where(tokens == self.vocabulary.break_id, opens, jnp.where(phase == INFILL, TEXT, phase))
         inside = jnp.where(phase == 1, AFTER_IMAGE, phase - 1)
-        ended = (phase <= 0) & jnp.isin(tokens, jnp.asarray(self.endings, jnp.int32))
-        return GrammarState(jnp.where(phase > 0, inside, outside), state.done | ended)
+        ending = jnp.any(endings & (tokens[:, None] == jnp.asarray(self.marks)), axis=-1)
+        return GrammarState(jnp.where(phase > 0, inside, outside), state.done | ((phase <= 0) & ending))

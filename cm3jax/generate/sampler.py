@@ -1,14 +1,19 @@
-"""Drawing the next token: temperature, top-k, top-p, greedy.
+"""Drawing the next token: temperature, top-k, top-p, min-p, repetition penalty, greedy.
 
-The draw of a row depends on its logits, its request's seed and the number of the token alone, never on which other
-requests share the batch.
+The draw of a row is the largest of its logits plus noise that depends on the request's seed, the token's position and
+the id alone (the Gumbel-max trick): neither the company in the batch nor the number of devices has a part in it.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from cm3jax.generate.thresholds import largest, nucleus
+from cm3jax.tokens.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +22,9 @@ class SamplingConfig:
       temperature: divides the logits; 0 takes the most likely token.
       top_k: only the k most likely tokens; 0 for all.
       top_p: only the most likely tokens that together hold this share of the probability (arXiv 1904.09751).
+      min_p: only tokens at least this share as likely as the most likely one (arXiv 2407.01082).
+      repetition_penalty: divides positive and multiplies negative logits of text that was seen (arXiv 1909.05858,
+        section 4.1); image codes are never penalised.
 
     Raises:
       ValueError: a value out of range.
@@ -25,6 +33,8 @@ class SamplingConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
@@ -33,56 +43,101 @@ class SamplingConfig:
             raise ValueError(f"sampling: top_k must be >= 0, found {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"sampling: top_p must be in (0, 1], found {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"sampling: min_p must be in [0, 1], found {self.min_p}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"sampling: repetition_penalty must be > 0 and finite, found {self.repetition_penalty}")
 
     @property
     def truncates(self) -> bool:
-        """Whether any token is cut off, which costs a sort of the logits."""
-        return self.top_k > 0 or self.top_p < 1
+        """Whether any token is cut off."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
-    def arrays(self) -> "Sampling":
-        return Sampling(jnp.float32(self.temperature), jnp.int32(self.top_k), jnp.float32(self.top_p))
+    @property
+    def draws(self) -> bool:
+        """Whether chance has a part."""
+        return self.temperature > 0
+
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """`SamplingConfig` as arrays, so that other values need no new compilation."""
+    """The fields of `SamplingConfig` for each row, so that other values need no new compilation."""
 
-    temperature: Float[Array, ""]
-    top_k: Int[Array, ""]
-    top_p: Float[Array, ""]
-
-
-def row_keys(seeds: UInt32[Array, " B"], number: Int[Array, ""]) -> jax.Array:
-    """One key [B] for each request's token `number` (0 is the first one drawn)."""
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(seeds)
+    temperature: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    top_p: Float[Array, " B"]
+    min_p: Float[Array, " B"]
+    repetition_penalty: Float[Array, " B"]
 
 
-def sample(keys: jax.Array, logits: Float[Array, "B V"], sampling: Sampling, truncate: bool) -> Int[Array, " B"]:
-    """Draws one token a row; of tokens with logit -inf none is ever drawn.
+def per_row(configs: Sequence[SamplingConfig]) -> Sampling:
+    """One row for each config."""
+    fields = dataclasses.fields(SamplingConfig)
+    types: dict[Any, Any] = {float: jnp.float32, int: jnp.int32}
+    return Sampling(*(jnp.array([getattr(config, f.name) for config in configs], types[f.type]) for f in fields))
+
+
+def noise(
+    seeds: UInt32[Array, " B"], positions: Int[Array, " B"], ids: tuple[int, int], vocabulary: Vocabulary
+) -> Float[Array, "B V"]:
+    """Standard Gumbel noise of the ids in [first, end) of `ids`, for the token at `positions` of each request.
+
+    Images and everything else have noise of their own, so that a program that knows image codes alone draws the same.
+    """
+    keys = jax.vmap(lambda seed, position: jax.random.fold_in(jax.random.key(seed), position))(seeds, positions)
+
+    def row(key: jax.Array) -> Float[Array, " V"]:
+        images = jax.random.gumbel(jax.random.fold_in(key, 0), (vocabulary.image_size,))
+        if ids == (vocabulary.image_start, vocabulary.image_end):
+            return images
+        others = jax.random.gumbel(jax.random.fold_in(key, 1), (vocabulary.size - vocabulary.image_size,))
+        texts, marks = others[: vocabulary.image_start], others[vocabulary.image_start :]
+        return jnp.concatenate([texts, images, marks])[ids[0] : ids[1]]
+
+    return jax.vmap(row)(keys)
+
+
+def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float[Array, " B"]) -> Float[Array, "B V"]:
+    """Logits of ids that were seen, made less likely by `penalty` > 1."""
+    penalty = penalty[:, None]
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def shape(logits: Float[Array, "B V"], sampling: Sampling, truncate: bool) -> Float[Array, "B V"]:
+    """The logits that are drawn from: divided by the temperature, and -inf for what is cut off.
+
+    Of what the temperature makes, first the k most likely are kept, then the nucleus of those, then what min-p leaves;
+    a token as likely as the last one kept is kept too. Rows of temperature 0 keep their logits.
 
     Args:
-      truncate: `SamplingConfig.truncates`; static, since it decides whether the logits are sorted.
+      truncate: static; whether any row cuts anything (`SamplingConfig.truncates`).
     """
-    greedy = sampling.temperature == 0
-    scaled = logits / jnp.where(greedy, 1.0, sampling.temperature)
-    if truncate:
-        scaled = _truncate(scaled, sampling.top_k, sampling.top_p)
-    drawn = jax.vmap(jax.random.categorical)(keys, scaled)
-    return jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn)
+    greedy = (sampling.temperature == 0)[:, None]
+    scaled = logits / jnp.where(greedy, 1.0, sampling.temperature[:, None])
+    if not truncate:
+        return scaled
+    width = logits.shape[-1]
+    kept = largest(scaled, jnp.where(sampling.top_k == 0, width, jnp.minimum(sampling.top_k, width)))
+    scaled = jnp.where(kept, scaled, -jnp.inf)
+    scaled = jnp.where(nucleus(scaled, sampling.top_p), scaled, -jnp.inf)
+    lowest = jnp.max(scaled, axis=-1, keepdims=True) + jnp.log(sampling.min_p)[:, None]
+    return jnp.where(greedy, logits, jnp.where(scaled >= lowest, scaled, -jnp.inf))
 
 
-def _truncate(logits: Float[Array, "B V"], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Float[Array, "B V"]:
-    """-inf for all but the k most likely, then for all that have a share of top_p or more before them.
+def draw(
+    logits: Float[Array, "B V"], noise: Float[Array, "B V"] | None, sampling: Sampling, truncate: bool
+) -> Int[Array, " B"]:
+    """One index a row; of those with logit -inf none is ever drawn.
 
-    A token as likely as the last one kept is kept too.
+    Args:
+      noise: None where every row is greedy.
     """
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    rank = jnp.arange(logits.shape[-1])
-    ordered = jnp.where((top_k == 0) | (rank < top_k), ordered, -jnp.inf)
-    shares = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(shares, axis=-1) - shares
-    # The most likely token is always kept; with top_p = 1 rounding in the sum must not cut the tail.
-    kept = (rank == 0) | (before < top_p) | (top_p >= 1)
-    last = jnp.min(jnp.where(kept & (ordered > -jnp.inf), ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits >= last, logits, -jnp.inf)
+    if noise is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    drawn = shape(logits, sampling, truncate) + jnp.where(sampling.temperature[:, None] == 0, 0.0, noise)
+    return jnp.argmax(drawn, axis=-1).astype(jnp.int32)

@@ -1,12 +1,12 @@
 """Captions and pictures in, pictures and captions out: a decoder run with its two tokenizers."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Int, UInt8
@@ -14,9 +14,10 @@ from jaxtyping import Int, UInt8
 from cm3jax.config import ConfigError, build
 from cm3jax.data.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from cm3jax.data.records import read_manifest
-from cm3jax.generate import infill
-from cm3jax.generate.engine import Generator
-from cm3jax.generate.guidance import classifier_free
+from cm3jax.generate import prompts
+from cm3jax.generate.engine import Engine, EngineConfig
+from cm3jax.generate.guidance import Guidance, classifier_free
+from cm3jax.generate.request import Completion, Request
 from cm3jax.generate.sampler import SamplingConfig
 from cm3jax.models.config import TransformerConfig
 from cm3jax.models.transformer import Transformer
@@ -38,6 +39,7 @@ class TextImageModel:
     vocabulary: Vocabulary
     text_tokenizer: TextTokenizer
     image_tokenizer: ImageTokenizer
+    engine_config: EngineConfig = EngineConfig()
 
     @classmethod
     def load(cls, run: Path, step: int | None = None) -> "TextImageModel":
@@ -80,26 +82,37 @@ class TextImageModel:
         Raises:
           ValueError: an empty or too long caption, or unequal numbers of captions and seeds.
         """
-        streams = [[infill.text_to_image(self.vocabulary, self._ids(caption)) for caption in captions]]
-        weights: tuple[float, ...] = (1.0,)
-        if guidance != 1.0:
-            streams.append([infill.unconditional_image(self.vocabulary)] * len(captions))
-            weights = classifier_free(guidance)
-        return self.image_tokenizer.decode(self._generator().generate_images(streams, weights, sampling, seeds))
+        free = guidance == 1.0
+        unconditional = () if free else (tuple(prompts.unconditional_image(self.vocabulary)),)
+        requests = [
+            Request(
+                streams=(tuple(prompts.text_to_image(self.vocabulary, self._ids(caption))), *unconditional),
+                produce="image",
+                seed=seed,
+                image=sampling,
+                guidance=Guidance() if free else classifier_free(guidance),
+            )
+            for caption, seed in zip(captions, seeds, strict=True)
+        ]
+        codes = [self.vocabulary.image_code(np.array(done.ids)) for done in _all_good(self.engine.run(requests))]
+        return self.image_tokenizer.decode(np.reshape(codes, (-1, self.image_tokenizer.image_tokens)).astype(np.int32))
 
     def fits(self, caption: str) -> bool:
         """Whether a picture can be drawn from this caption within the decoder's length."""
-        prompt = infill.text_to_image(self.vocabulary, self._ids(caption))
+        prompt = prompts.text_to_image(self.vocabulary, self._ids(caption))
         return len(prompt) + self.image_tokenizer.image_tokens <= self.config.max_len
 
     def captions(
         self, codes: Int[np.ndarray, "N image_tokens"], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> list[str]:
         """One caption for each picture, given as its codes: the infill of a masked text, as in pre-training."""
-        prompts = [infill.caption(self.vocabulary, row) for row in codes.tolist()]
-        room = self.config.max_len - max((len(prompt) for prompt in prompts), default=0)
-        written = self._generator().generate_text(prompts, sampling, seeds, min(LONGEST_CAPTION, room))
-        return [self.text_tokenizer.decode(self._known(ids)) for ids in written]
+        requests = [self._caption_request(row, sampling, seed) for row, seed in zip(codes.tolist(), seeds, strict=True)]
+        return [self.text_tokenizer.decode(done.ids) for done in _all_good(self.engine.run(requests))]
+
+    def _caption_request(self, codes: Sequence[int], sampling: SamplingConfig, seed: int) -> Request:
+        prompt = tuple(prompts.caption(self.vocabulary, codes))
+        room = self.config.max_len - len(prompt)
+        return Request((prompt,), "text", seed, max_new=min(LONGEST_CAPTION, room), text=sampling)
 
     def _ids(self, text: str) -> list[int]:
         ids = self.text_tokenizer.encode(text)
@@ -107,10 +120,16 @@ class TextImageModel:
             raise ValueError("empty caption: text to image needs at least one character")
         return ids
 
-    def _known(self, ids: list[int]) -> list[int]:
-        """Without ids that the vocabulary keeps for text and the text tokenizer does not use."""
-        return [i for i in ids if i < self.text_tokenizer.size]
-
-    def _generator(self) -> Generator:
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What decodes for this model."""
         graphdef, _ = nnx.split(nnx.eval_shape(lambda: Transformer(self.config, nnx.Rngs(0))))
-        return Generator(graphdef, jax.device_put(self.params), self.vocabulary, self.image_tokenizer.image_tokens)
+        tokens, pieces = self.image_tokenizer.image_tokens, self.text_tokenizer.size
+        return Engine(graphdef, self.params, self.vocabulary, tokens, pieces, self.engine_config)
+
+
+def _all_good(completions: Sequence[Completion]) -> Sequence[Completion]:
+    for completion in completions:
+        if completion.error is not None:
+            raise ValueError(f"generate: {completion.error}")
+    return completions

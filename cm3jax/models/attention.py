@@ -15,14 +15,15 @@ from cm3jax.parallel.specs import constrain
 class Cache(Protocol):
     """Keys and values of the tokens so far, of every layer; a pytree."""
 
-    def append(
+    def attend(
         self,
-        layer: Int[Array, ""],
+        layer: int,
+        q: Float[Array, "B T H K"],
         k: Float[Array, "B T G K"],
         v: Float[Array, "B T G K"],
         positions: Int[Array, "B T"],
-    ) -> tuple[Self, Float[Array, "B S G K"], Float[Array, "B S G K"]]:
-        """Stores k and v in the slots `positions` of `layer`; gives the new cache and all slots of that layer."""
+    ) -> tuple[Self, Float[Array, "B T H K"]]:
+        """Stores k and v in the slots `positions` of `layer`, then lets q see the slots up to its own."""
 
 
 class SelfAttention(nnx.Module):
@@ -48,7 +49,7 @@ class SelfAttention(nnx.Module):
         mask: Mask,
         rotation: Rotation | None,
         cache: Cache | None,
-        layer: Int[Array, ""],
+        layer: int | None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         q = _project(x, self.query, self.query_bias)
         k = _project(x, self.key, self.key_bias)
@@ -57,10 +58,12 @@ class SelfAttention(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        if cache is not None:
-            assert mask.positions is not None
-            cache, k, v = cache.append(layer, k, v, mask.positions)
-        mixed = constrain(attention(q, k, v, mask, self.backend), "heads")
+        if cache is None:
+            mixed = attention(q, k, v, mask, self.backend)
+        else:
+            assert mask.positions is not None and layer is not None
+            cache, mixed = cache.attend(layer, q, k, v, mask.positions)
+        mixed = constrain(mixed, "heads")
         out = jnp.einsum("bthk,hkd->btd", mixed, self.out[...].astype(x.dtype))
         return add_bias(out, self.out_bias), cache
 

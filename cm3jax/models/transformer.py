@@ -1,5 +1,7 @@
 """The decoder-only transformer: one block, stacked and scanned, for training and for decoding with a cache."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -29,7 +31,7 @@ class Block(nnx.Module):
         mask: Mask,
         turn: Rotation | None,
         cache: Cache | None,
-        layer: Int[Array, ""],
+        layer: int | None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         if self.pre:
             branch, cache = self.attention(self.attention_norm(x), mask, turn, cache, layer)
@@ -69,19 +71,42 @@ class Transformer(nnx.Module):
         if length > limit:
             raise ValueError(f"transformer: {length} tokens do not fit in max_len {limit}")
         positions = None if segments is None else positions_in(segments)
-        return self._run(tokens, positions, Mask(segments=segments), None)[0]
+        x, turn = self._enter(tokens, positions)
+        mask = Mask(segments=segments)
+
+        def layer(x, block):
+            return block(x, mask, turn, None, None)[0], None
+
+        x, _ = jax.lax.scan(rematerialised(layer, self.config.remat), x, self.blocks)
+        return self.norm(x)
 
     def decode(
-        self, tokens: Int[Array, "B T"], cache: Cache, positions: Int[Array, "B T"]
+        self,
+        tokens: Int[Array, "B T"],
+        cache: Cache,
+        positions: Int[Array, "B T"],
+        blocks: Sequence[Block] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Hidden states of the next tokens of each row, whose keys and values join the cache.
 
         A row's slots are its positions: it must hold 0 .. p - 1 before position p is read. What lies in later slots
         is never seen, so a row padded on the right may leave anything there for the next call to overwrite.
+
+        Args:
+          blocks: the layers one by one. Cutting them out of the stack, which is done otherwise, copies every weight
+            each time it is done.
         """
-        hidden, grown = self._run(tokens, positions, Mask(positions), cache)
+        x, turn = self._enter(tokens, positions)
+        mask = Mask(positions)
+        grown: Cache | None = cache
+        for layer, block in enumerate(self.layers() if blocks is None else blocks):
+            x, grown = block(x, mask, turn, grown, layer)
         assert grown is not None
-        return hidden, grown
+        return self.norm(x), grown
+
+    def layers(self) -> list[Block]:
+        """The blocks, cut out of their stack."""
+        return [jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in range(self.config.n_layers)]
 
     def unembedding(self) -> Float[Array, "V D"]:
         """The output matrix, fp32: the embedding itself when tied."""
@@ -92,23 +117,15 @@ class Transformer(nnx.Module):
         unembedding = self.unembedding().astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, unembedding, preferred_element_type=jnp.float32)
 
-    def _run(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None, mask: Mask, cache: Cache | None
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        config = self.config
+    def _enter(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None
+    ) -> tuple[Float[Array, "B T D"], Rotation | None]:
+        """What goes into the first block, and the rotation for all of them."""
         x = constrain(self._embed(tokens, positions), "residual")
-        turn = None
-        if config.positions == "rope":
-            at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
-            turn = rotation(at, config.head_dim, config.rope_theta)
-
-        def layer(carry, block_and_index):
-            (x, cache), (block, index) = carry, block_and_index
-            return block(x, mask, turn, cache, index), None
-
-        indices = jnp.arange(config.n_layers)
-        (x, cache), _ = jax.lax.scan(rematerialised(layer, config.remat), (x, cache), (self.blocks, indices))
-        return self.norm(x), cache
+        if self.config.positions != "rope":
+            return x, None
+        at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
+        return x, rotation(at, self.config.head_dim, self.config.rope_theta)
 
     def _embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Float[Array, "B T D"]:
         # Rows of a sharded table cannot be looked up in place: gathering the table first is what the compiler would

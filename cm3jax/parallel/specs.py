@@ -35,6 +35,7 @@ ACTIVATIONS: dict[str, P] = {
     "hidden": P(BATCH, None, "tensor"),  # [B, L, d_ff]
     "embedding_lookup": P(None, None),  # a table gathered whole before a lookup
     "unembedding": P("tensor", None),  # the output matrix as the loss uses it, once for all chunks of tokens
+    "cache": P(BATCH, "tensor", None, None),  # [B, key heads, slots, head_dim], one layer
     "images": P(BATCH, None, None, None),  # [B, H, W, C]
     "features": P(BATCH, None),  # [B, features], or [B, pairs]
 }

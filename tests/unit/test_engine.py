@@ -7,27 +7,60 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cm3jax.generate.engine import Generator
-from cm3jax.generate.guidance import classifier_free
-from cm3jax.generate.infill import caption, text_to_image, unconditional_image
-from cm3jax.generate.sampler import SamplingConfig, row_keys, sample
-from cm3jax.models.config import chameleon, cm3leon
+from cm3jax.generate.engine import Engine, EngineConfig
+from cm3jax.generate.guidance import ContrastiveTopK, Guidance, classifier_free, two_way
+from cm3jax.generate.prompts import caption, text_to_image, unconditional_image
+from cm3jax.generate.request import FREE, Request
+from cm3jax.generate.rows import enter, no_standing, rows_of
+from cm3jax.generate.sampler import SamplingConfig
+from cm3jax.generate.step import Plan, choose
+from cm3jax.models.config import chameleon, cm3leon, llama, opt
 from cm3jax.models.transformer import Transformer
+from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.tokens.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=64, image_size=32, sentinels=8, size=128)
 IMAGE_TOKENS, MAX_LEN = 6, 96
 CONFIGS = {
     "cm3leon": cm3leon(16, 2, 2, VOCABULARY.size, MAX_LEN),
-    "chameleon": chameleon(16, 2, 2, 1, 32, VOCABULARY.size, MAX_LEN),
+    "chameleon": chameleon(16, 2, 4, 2, 32, VOCABULARY.size, MAX_LEN),
+    "chameleon-swin": chameleon(16, 2, 2, 2, 32, VOCABULARY.size, MAX_LEN, norm_order="swin"),
+    "llama": llama(16, 2, 2, 2, 32, VOCABULARY.size, MAX_LEN),
+    "opt": opt(16, 2, 2, VOCABULARY.size, MAX_LEN),
 }
-# The last one is longer than a bucket of prompts, so it widens the others' padding.
 TEXTS = [[10], [11, 12, 13, 14, 15], [20 + i % 40 for i in range(70)]]
-PROMPTS = [text_to_image(VOCABULARY, text) for text in TEXTS]
-UNCONDITIONAL = [unconditional_image(VOCABULARY)] * 3
-IMAGE_IDS = range(VOCABULARY.image_start, VOCABULARY.image_end)
-ENDINGS = (VOCABULARY.break_id, VOCABULARY.eoss, VOCABULARY.eos)
+PROMPTS = [tuple(text_to_image(VOCABULARY, text)) for text in TEXTS]
+MASKED = tuple(unconditional_image(VOCABULARY))
+PICTURE = tuple(caption(VOCABULARY, range(IMAGE_TOKENS)))
 SAMPLED = SamplingConfig(temperature=0.9, top_p=0.95)
+HOT = SamplingConfig(temperature=5.0)
+CONFIG = EngineConfig(chunk=8, prefill_chunk=32, smallest_cache=MAX_LEN)
+# Every request outgrows its caches and waits for a row.
+CRAMPED = EngineConfig(rows=2, chunk=7, prefill_chunk=32, smallest_cache=24)
+
+# One request of every kind.
+KINDS = {
+    "image": Request((PROMPTS[0],), "image", 1, image=SAMPLED),
+    "guided": Request((PROMPTS[1], MASKED), "image", 2, image=SAMPLED, guidance=classifier_free(3.0)),
+    "scheduled": Request((PROMPTS[2], MASKED), "image", 3, image=SAMPLED, guidance=classifier_free((1.0, 6.0))),
+    "two-way": Request((PROMPTS[1], PROMPTS[0], MASKED), "image", 4, image=SAMPLED, guidance=two_way(1.5, 4.0)),
+    "cdk": Request((PROMPTS[2], MASKED), "image", 5, guidance=Guidance(contrast=ContrastiveTopK(alpha=0.3, k=4))),
+    "greedy": Request((PROMPTS[1], MASKED), "image", 6, image=SamplingConfig(0.0), guidance=classifier_free(2.0)),
+    "forced": Request(
+        (PROMPTS[0],), "image", 7, image=SAMPLED, forced=(FREE, VOCABULARY.image_id(3), FREE, VOCABULARY.image_id(9))
+    ),
+    "text": Request((PICTURE,), "text", 8, 25, text=HOT),
+    "penalised": Request((PICTURE,), "text", 9, 12, text=SamplingConfig(0.0, repetition_penalty=1.7)),
+    "document": Request(((VOCABULARY.eos, 10), MASKED), "document", 10, 40, text=HOT, guidance=classifier_free(1.5)),
+}
+SIXTEEN = [
+    *KINDS.values(),
+    *(dataclasses.replace(KINDS["guided"], seed=20 + i) for i in range(3)),
+    *(dataclasses.replace(KINDS["document"], seed=30 + i, max_new=30 + i) for i in range(3)),
+]
+
+
+chosen = jax.jit(choose, static_argnames="plan")
 
 
 @functools.cache
@@ -39,9 +72,10 @@ def model_of(name: str):
 
 
 @functools.cache
-def generator_of(name: str) -> Generator:
-    graphdef, params = model_of(name)
-    return Generator(graphdef, params, VOCABULARY, IMAGE_TOKENS)
+def engine_of(name: str, config: EngineConfig = CONFIG, devices: int = 1, tensor: int = 1) -> Engine:
+    fsdp = 2 if devices == 8 else 1
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp, tensor=tensor), jax.devices()[:devices])
+    return Engine(*model_of(name), VOCABULARY, IMAGE_TOKENS, config=config, mesh=mesh)
 
 
 @functools.cache
@@ -55,121 +89,177 @@ def whole_forward(name: str):
     return jax.jit(run)
 
 
-def by_whole_forwards(name, streams, weights, ids, legal, sampling, seed, new):
-    """One request, no cache, no padding that could matter: the model on the whole sequence for each token.
-
-    The draw is among `ids`, of which those not in `legal(number of the token)` are at -inf.
-    """
-    drawn: list[int] = []
-    for number in range(new):
-        mixed = np.zeros(len(ids), np.float32)
-        for prompt, weight in zip(streams, weights, strict=True):
-            row = np.zeros((1, MAX_LEN), np.int32)
-            row[0, : len(prompt) + number] = [*prompt, *drawn]
-            mixed += weight * np.asarray(whole_forward(name)(row))[0, len(prompt) + number - 1, list(ids)]
-        masked = np.where([i in legal(number) for i in ids], mixed, -np.inf)
-        keys = row_keys(jnp.array([seed], jnp.uint32), jnp.int32(number))
-        drawn.append(ids[int(sample(keys, jnp.asarray(masked)[None], sampling.arrays(), sampling.truncates)[0])])
-    return drawn
+def whole_logits(name: str, ids) -> np.ndarray:
+    """Of every position, without a cache."""
+    row = np.zeros((1, MAX_LEN), np.int32)
+    row[0, : len(ids)] = ids
+    return np.asarray(whole_forward(name)(row))[0, : len(ids)]
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-@pytest.mark.parametrize("sampling", [SamplingConfig(temperature=0.0), SAMPLED], ids=["greedy", "sampled"])
-def test_guided_images_are_those_of_whole_forwards(name, sampling):
-    weights, seeds = classifier_free(3.0), [5, 6, 7]
-    found = generator_of(name).generate_images([PROMPTS, UNCONDITIONAL], weights, sampling, seeds)
-    assert found.shape == (3, IMAGE_TOKENS)
-    for i in range(2):
-        streams = [PROMPTS[i], UNCONDITIONAL[i]]
-        expected = by_whole_forwards(
-            name, streams, weights, IMAGE_IDS, lambda _: IMAGE_IDS, sampling, seeds[i], IMAGE_TOKENS
-        )
-        assert VOCABULARY.image_id(found[i]).tolist() == expected
+def by_whole_forwards(name: str, request: Request, engine: Engine):
+    """Ids and log-probabilities of a request without a cache, one whole forward for each stream and token."""
+    rows = rows_of([request], engine.grammar, len(request.streams))
+    at = no_standing(1, len(request.streams), VOCABULARY.size)
+    enter(at, 0, request, engine.grammar)
+    every = Plan(engine.grammar, (0, VOCABULARY.used), True, True, request.guidance.contrast is not None, True, 1)
+    drawn, log_probs, phase = [], [], at.grammar
+    for number in range(request.limit(engine.grammar)):
+        logits = np.stack([whole_logits(name, [*prompt, *drawn])[-1, : VOCABULARY.used] for prompt in request.streams])
+        at = dataclasses.replace(at, number=np.array([number]), grammar=phase, positions=at.positions + (number > 0))
+        token, log_prob = chosen(logits[None], rows, at, plan=every)
+        drawn.append(int(token[0]))
+        log_probs.append(float(log_prob[0]))
+        at.seen[0, drawn[-1]] = True
+        phase = engine.grammar.advance(phase, rows.endings, np.asarray(token))
+        if phase.done[0]:
+            break
+    return drawn, log_probs
 
 
-def test_a_request_gets_the_same_image_alone_and_in_a_batch():
-    generator, weights = generator_of("cm3leon"), classifier_free(3.0)
-    together = generator.generate_images([PROMPTS, UNCONDITIONAL], weights, SAMPLED, [5, 6, 7])
-    for i in (0, 2):
-        alone = generator.generate_images([[PROMPTS[i]], [UNCONDITIONAL[i]]], weights, SAMPLED, [5 + i])
-        np.testing.assert_array_equal(alone[0], together[i])
-    reordered = generator.generate_images([PROMPTS[::-1], UNCONDITIONAL], weights, SAMPLED, [7, 6, 5])
-    np.testing.assert_array_equal(reordered[::-1], together)
+@functools.cache
+def sixteen_together():
+    return engine_of("chameleon").run(SIXTEEN)
 
 
-def test_seeds_decide_and_prompts_matter():
-    generator = generator_of("cm3leon")
-    images = generator.generate_images([[PROMPTS[1]] * 3], (1.0,), SAMPLED, [1, 2, 1])
-    np.testing.assert_array_equal(images[0], images[2])
-    assert np.any(images[0] != images[1])
-    others = generator.generate_images([PROMPTS], (1.0,), SAMPLED, [1, 1, 1])
-    assert np.any(others[0] != others[1])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_cached_decoding_is_that_of_whole_forwards(kind):
+    request, found = KINDS[kind], sixteen_together()[list(KINDS).index(kind)]
+    ids, log_probs = by_whole_forwards("chameleon", request, engine_of("chameleon"))
+    assert found.error is None
+    assert found.ids == (ids[:-1] if found.ended else ids)
+    assert found.ended == (request.produce != "image" and ids[-1] in engine_of("chameleon").grammar.marks)
+    np.testing.assert_allclose(found.log_probs, log_probs, atol=1e-5)
 
 
-def test_guidance_of_scale_one_is_no_guidance_and_of_three_is_some():
-    generator = generator_of("cm3leon")
-    plain = generator.generate_images([PROMPTS], (1.0,), SAMPLED, [5, 6, 7])
-    one = generator.generate_images([PROMPTS, UNCONDITIONAL], classifier_free(1.0), SAMPLED, [5, 6, 7])
-    three = generator.generate_images([PROMPTS, UNCONDITIONAL], classifier_free(3.0), SAMPLED, [5, 6, 7])
-    np.testing.assert_array_equal(plain, one)
-    assert np.any(plain != three)
-
-
-def test_text_ends_where_whole_forwards_end_it():
-    prompts = [caption(VOCABULARY, range(IMAGE_TOKENS)), caption(VOCABULARY, [3] * IMAGE_TOKENS), PROMPTS[1][:-1]]
-    sampling, seeds, new = SamplingConfig(temperature=4.0), [1, 2, 3], 30
-    found = generator_of("cm3leon").generate_text(prompts, sampling, seeds, new)
-    assert any(len(text) < new for text in found)
-    ids = range(VOCABULARY.used)
-    text_ids = {i for i in ids if VOCABULARY.is_text(i)}
-
-    def legal(number):
-        return text_ids | set(ENDINGS) if number else text_ids
-
-    for text, prompt, seed in zip(found, prompts, seeds, strict=True):
-        assert text and all(VOCABULARY.is_text(i) for i in text)
-        steps = min(len(text) + 1, new)
-        expected = by_whole_forwards("cm3leon", [prompt], (1.0,), ids, legal, sampling, seed, steps)
-        assert text == expected[: len(text)]
-        assert len(text) == new or expected[-1] in ENDINGS
-
-
-def test_documents_hold_whole_images():
-    hot = SamplingConfig(temperature=5.0)
-    documents = generator_of("cm3leon").generate_document([[VOCABULARY.eos, 10]] * 8, hot, list(range(8)), 80)
-    images = 0
-    for document in documents:
-        runs = "".join("I" if VOCABULARY.is_image(i) else "b" if i == VOCABULARY.break_id else "t" for i in document)
-        parts = runs.split("b")
-        whole = parts[:-1] if len(document) == 80 else parts
-        assert all(part in ("I" * IMAGE_TOKENS, "t" * len(part)) for part in whole)
-        images += sum(part.startswith("I") for part in whole)
-    assert images > 0
-
-
-def test_no_requests_give_no_results():
-    generator = generator_of("cm3leon")
-    assert generator.generate_images([[]], (1.0,), SAMPLED, []).shape == (0, IMAGE_TOKENS)
-    assert generator.generate_text([], SAMPLED, [], 5) == []
+SLOW_ON_MESHES = [pytest.param(8, name, marks=pytest.mark.slow) for name in sorted(CONFIGS) if name != "cm3leon"]
 
 
 @pytest.mark.parametrize(
-    ("streams", "weights", "seeds", "message"),
-    [
-        ([[[]]], (1.0,), [0], "prompt 0 is empty"),
-        ([[[2] * (MAX_LEN - 5)]], (1.0,), [0], "prompt 0 of 91 ids leaves no room for 6 new ones in 96"),
-        ([[[2, 128]]], (1.0,), [0], "prompt 0 holds id 128, expected 0 <= id < 128"),
-        ([[[2], [2]]], (1.0,), [0], "stream 0 has 2 prompts for 1 seeds"),
-        ([[[2]]], (2.0, -1.0), [0], "1 streams for 2 guidance weights"),
-        ([[[2]]], (1.0,), [-1], "seed -1, expected"),
-    ],
+    ("devices", "name"), [(8, "cm3leon"), *((1, name) for name in sorted(CONFIGS)), *SLOW_ON_MESHES]
 )
-def test_bad_requests_are_refused(streams, weights, seeds, message):
-    with pytest.raises(ValueError, match=message):
-        generator_of("cm3leon").generate_images(streams, weights, SAMPLED, seeds)
+def test_every_position_of_every_stream_has_the_logits_of_a_whole_forward(devices, name):
+    """With every id forced, the log-probabilities are a function of the logits that the cache led to."""
+    rng = np.random.default_rng(1)
+    ids = tuple(rng.integers(4, 60, 60).tolist())
+    request = Request(((VOCABULARY.eos, *ids[:7]), MASKED), "text", max_new=53, forced=ids[7:])
+    swapped = dataclasses.replace(request, streams=request.streams[::-1])
+    engine = engine_of(name, devices=devices, tensor=2 if devices == 8 else 1)
+    for asked, found in zip((request, swapped), engine.run([request, swapped]), strict=True):
+        prompt = asked.streams[0]
+        logits = whole_logits(name, [*prompt, *ids[7:]])[len(prompt) - 1 : -1]
+        text = np.array([VOCABULARY.is_text(i) or i in engine.grammar.marks for i in range(VOCABULARY.size)])
+        logits = np.where(text, logits, -np.inf)
+        logits[0, list(engine.grammar.marks)] = -np.inf  # an infill does not begin with its end
+        expected = jax.nn.log_softmax(logits, axis=-1)[np.arange(53), list(ids[7:])]
+        np.testing.assert_allclose(found.log_probs, expected, atol=1e-5)
+
+
+def ids_of(completions):
+    return [found.ids for found in completions]
+
+
+@pytest.mark.parametrize("kind", ["image", "cdk", "document"])
+def test_a_request_gets_the_same_alone_and_among_sixteen(kind):
+    i = list(KINDS).index(kind)
+    assert engine_of("chameleon").run([KINDS[kind]])[0].ids == sixteen_together()[i].ids
+
+
+def test_a_request_gets_the_same_in_another_order_and_after_a_refill_and_in_growing_caches():
+    reordered = engine_of("chameleon", CRAMPED).run(SIXTEEN[::-1])
+    assert ids_of(reordered[::-1]) == ids_of(sixteen_together())
+
+
+@pytest.mark.parametrize(
+    ("devices", "tensor"),
+    [(8, 2), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
+)
+def test_a_request_gets_the_same_on_any_number_of_devices(devices, tensor):
+    found = engine_of("chameleon", devices=devices, tensor=tensor).run(SIXTEEN)
+    assert ids_of(found) == ids_of(sixteen_together())
+
+
+def test_seeds_prompts_and_guidance_decide():
+    request = Request((PROMPTS[1], MASKED), "image", image=SAMPLED)
+    changes = [
+        {"seed": 1},
+        {"seed": 2},
+        {"seed": 1, "guidance": classifier_free(1.0)},
+        {"seed": 1, "guidance": classifier_free(3.0)},
+        {"seed": 1, "streams": (PROMPTS[0], MASKED)},
+    ]
+    first, second, one, three, other = ids_of(
+        engine_of("cm3leon").run([dataclasses.replace(request, **change) for change in changes])
+    )
+    assert first == one and second != first != three and other != first
+
+
+def test_a_schedule_begins_with_its_first_weight_and_ends_with_its_last():
+    greedy = dataclasses.replace(KINDS["guided"], image=SamplingConfig(0.0))
+    scales = (1.0, (1.0, 6.0), 6.0)
+    low, rising, high = ids_of(
+        engine_of("cm3leon").run([dataclasses.replace(greedy, guidance=classifier_free(scale)) for scale in scales])
+    )
+    assert low[0] == rising[0] and low != rising != high
+
+
+def test_forced_ids_are_untouched():
+    ids = sixteen_together()[list(KINDS).index("forced")].ids
+    assert (ids[1], ids[3]) == (VOCABULARY.image_id(3), VOCABULARY.image_id(9)) and len(ids) == IMAGE_TOKENS
+
+
+def test_documents_hold_whole_images():
+    requests = [Request(((VOCABULARY.eos, 10),), "document", seed, 80, text=HOT) for seed in range(8)]
+    images = 0
+    for found in engine_of("cm3leon").run(requests):
+        runs = "".join("I" if VOCABULARY.is_image(i) else "b" if i == VOCABULARY.break_id else "t" for i in found.ids)
+        parts = runs.split("b")
+        assert all(part in ("I" * IMAGE_TOKENS, "t" * len(part)) for part in (parts if found.ended else parts[:-1]))
+        images += sum(part.startswith("I") for part in parts)
+    assert images > 0
+
+
+def test_text_ids_that_stand_for_nothing_are_never_drawn():
+    engine = Engine(*model_of("cm3leon"), VOCABULARY, IMAGE_TOKENS, text_end=20, config=CONFIG)
+    found = engine.run([Request((PICTURE,), "text", seed, 25, text=HOT) for seed in range(4)])
+    assert max(i for completion in found for i in completion.ids) < 20
+
+
+def test_every_completion_is_told_of_once():
+    told = {}
+    found = engine_of("chameleon").run(SIXTEEN, lambda place, completion: told.update({place: completion}))
+    assert [told[place] for place in range(16)] == found
+    assert engine_of("chameleon").run([]) == []
+
+
+BAD = [
+    ({"streams": ()}, "no prompt"),
+    ({"streams": ((),)}, "the prompt of stream 0 is empty"),
+    ({"streams": ((2,) * 91,)}, "the prompt of stream 0, 91 ids, leaves no room for 6 new ones in 96"),
+    ({"streams": (MASKED, (2, 128))}, "the prompt of stream 1 holds id 128, expected 0 <= id < 128"),
+    ({"produce": "sound"}, "unknown modality 'sound', expected one of image, text, document"),
+    ({"produce": "text"}, "text: max_new is missing"),
+    ({"max_new": 0}, "max_new must be >= 1, found 0"),
+    ({"max_new": 7}, "an image of 7 codes, the model's images have 6"),
+    ({"guidance": classifier_free(3.0)}, r"guidance by stream 1, but the request has 1 \(counted from 0\)"),
+    ({"guidance": Guidance(contrast=ContrastiveTopK())}, "guidance by stream 1, but the request has 1"),
+    ({"guidance": Guidance((1.0,), (1.0, 2.0))}, "guidance: 2 weights at the last code for 1 at the first"),
+    ({"forced": (3,)}, "forced id 3 at place 0, expected an image code's id"),
+    ({"forced": (70,) * 7}, "7 forced ids for 6 new ones"),
+    ({"seed": -1}, "seed -1, expected 0 <= seed < 2"),
+]
+
+
+def test_bad_requests_are_refused_each_and_the_rest_goes_on():
+    good = KINDS["image"]
+    requests = [good, *(dataclasses.replace(good, **values) for values, _ in BAD), good]
+    first, *refused, last = engine_of("cm3leon").run(requests)
+    assert first.ids == last.ids and len(first.ids) == IMAGE_TOKENS
+    for found, (_, message) in zip(refused, BAD, strict=True):
+        assert found.ids == [] and found.error is not None
+        with pytest.raises(ValueError, match=message):
+            raise ValueError(found.error)
 
 
 def test_a_model_with_too_small_a_vocabulary_is_refused():
-    graphdef, params = model_of("cm3leon")
     with pytest.raises(ValueError, match="a vocabulary of 256 ids for a model of 128"):
-        Generator(graphdef, params, dataclasses.replace(VOCABULARY, size=256), IMAGE_TOKENS)
+        Engine(*model_of("cm3leon"), dataclasses.replace(VOCABULARY, size=256), IMAGE_TOKENS)

@@ -2,19 +2,26 @@ import jax
 import numpy as np
 import pytest
 
-from cm3jax.generate.grammar import AFTER_IMAGE, INFILL, TEXT, Grammar
+from cm3jax.generate.grammar import AFTER_IMAGE, INFILL, TEXT, Grammar, GrammarState
 
 IMAGE_TOKENS = 3
 
 
 @pytest.fixture
 def grammar(tiny_vocabulary):
-    return Grammar(tiny_vocabulary, IMAGE_TOKENS, endings=(tiny_vocabulary.eos,))
+    return Grammar(tiny_vocabulary, IMAGE_TOKENS, text_end=tiny_vocabulary.text_size)
 
 
-def allowed_ids(grammar, phase):
+NO_ENDING, EOS, EOSS_AND_EOS = (np.array([row]) for row in ([False] * 3, [False, False, True], [False, True, True]))
+
+
+def allowed_ids(grammar, phase, endings=EOS):
     ids = np.arange(grammar.vocabulary.size)
-    return set(ids[np.asarray(grammar.allowed(grammar.start(1, phase), ids))[0]].tolist())
+    return set(ids[np.asarray(grammar.allowed(np.array([phase]), endings, ids))[0]].tolist())
+
+
+def state_at(phase):
+    return GrammarState(np.array([phase]), np.array([False]))
 
 
 def test_text_goes_on_breaks_or_ends(grammar):
@@ -23,18 +30,22 @@ def test_text_goes_on_breaks_or_ends(grammar):
     assert allowed_ids(grammar, TEXT) == text | {v.break_id, v.eos}
 
 
-def test_an_ending_is_allowed_only_if_asked_for(tiny_vocabulary):
-    v = tiny_vocabulary
-    infill = Grammar(v, IMAGE_TOKENS, endings=(v.eoss, v.eos))
-    assert v.eoss in allowed_ids(infill, TEXT)
-    assert v.eoss not in allowed_ids(Grammar(v, IMAGE_TOKENS, endings=(v.eos,)), TEXT)
+def test_an_ending_is_allowed_only_if_asked_for(grammar):
+    v = grammar.vocabulary
+    assert v.eoss in allowed_ids(grammar, TEXT, EOSS_AND_EOS)
+    assert v.eoss not in allowed_ids(grammar, TEXT, EOS)
+    assert v.eos not in allowed_ids(grammar, AFTER_IMAGE, NO_ENDING)
+
+
+def test_text_ids_from_the_end_on_are_not_allowed(tiny_vocabulary):
+    found = allowed_ids(Grammar(tiny_vocabulary, IMAGE_TOKENS, text_end=20), INFILL)
+    assert found == set(range(4, 20))
 
 
 def test_an_infill_has_at_least_one_id(grammar):
     v = grammar.vocabulary
     assert allowed_ids(grammar, INFILL) == {i for i in range(v.size) if v.is_text(i)}
-    begun = grammar.advance(grammar.start(1, INFILL), np.array([10]))
-    assert int(begun.phase[0]) == TEXT
+    assert int(grammar.advance(state_at(INFILL), EOS, np.array([10])).phase[0]) == TEXT
 
 
 @pytest.mark.parametrize("phase", [1, IMAGE_TOKENS])
@@ -52,10 +63,10 @@ def test_phases_of_a_document(grammar):
     v = grammar.vocabulary
     code = v.image_start
     document = [10, v.break_id, code, code, code, v.break_id, 11, v.break_id, code, code, code, v.eos]
-    state, phases, done = grammar.start(1, TEXT), [], []
+    state, phases, done = state_at(TEXT), [], []
     advance = jax.jit(grammar.advance)
     for token in document:
-        state = advance(state, np.array([token]))
+        state = advance(state, EOS, np.array([token]))
         phases.append(int(state.phase[0]))
         done.append(bool(state.done[0]))
     assert phases == [0, 3, 2, 1, -1, 0, 0, 3, 2, 1, -1, -1]
@@ -65,5 +76,6 @@ def test_phases_of_a_document(grammar):
 def test_only_the_asked_range_of_ids_is_judged(grammar):
     v = grammar.vocabulary
     codes = np.arange(v.image_start, v.image_end)
-    states = grammar.start(2, IMAGE_TOKENS)
-    assert np.asarray(grammar.allowed(states, codes)).tolist() == [[True] * v.image_size] * 2
+    rows = np.array([IMAGE_TOKENS, TEXT])
+    found = np.asarray(grammar.allowed(rows, np.repeat(EOS, 2, axis=0), codes))
+    assert found.tolist() == [[True] * v.image_size, [False] * v.image_size]

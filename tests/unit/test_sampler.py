@@ -3,33 +3,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cm3jax.generate.sampler import SamplingConfig, row_keys, sample
+from cm3jax.generate.sampler import SamplingConfig, draw, noise, penalise, per_row, shape
+from cm3jax.tokens.vocabulary import Vocabulary
 
-ROWS, VOCAB = 4000, 12
-LOGITS = np.random.default_rng(0).normal(0, 2, VOCAB).astype(np.float32)
-LOGITS[4] = -np.inf
+VECTORS, WIDTH = 10_000, 50
+LOGITS = np.random.default_rng(0).normal(0, 2, (VECTORS, WIDTH)).astype(np.float32)
+LOGITS[::3, 4] = -np.inf
+LOGITS[::7, 6] = LOGITS[::7, 7]
 
-run = jax.jit(sample, static_argnames="truncate")
+VOCABULARY = Vocabulary(text_size=16, image_size=8, sentinels=2, size=32)
+EVERY_ID = (0, VOCABULARY.used)
+CODES = (VOCABULARY.image_start, VOCABULARY.image_end)
+
+shaped = jax.jit(shape, static_argnames="truncate")
+drawn = jax.jit(draw, static_argnames="truncate")
+noise_of = jax.jit(noise, static_argnames=("ids", "vocabulary"))
 
 
-def draw(config: SamplingConfig, logits=LOGITS, rows=ROWS, number=0):
-    keys = row_keys(jnp.arange(rows, dtype=jnp.uint32), jnp.int32(number))
-    return np.asarray(run(keys, np.tile(logits, (rows, 1)), config.arrays(), truncate=config.truncates))
-
-
-def probabilities(config: SamplingConfig):
+def reference(logits: np.ndarray, config: SamplingConfig) -> np.ndarray:
     """Plain reading of the definitions, token by token from the most likely."""
-    scaled = LOGITS.astype(np.float64) / config.temperature
-    order = np.argsort(-scaled)
-    if config.top_k:
-        scaled[order[config.top_k :]] = -np.inf
+    scaled = logits.astype(np.float64) / config.temperature
+    order = np.argsort(-scaled, kind="stable")
+    if config.top_k and config.top_k < len(order):
+        scaled[scaled < scaled[order[config.top_k - 1]]] = -np.inf
     p = np.exp(scaled - scaled.max())
     p /= p.sum()
-    kept, mass = np.zeros(VOCAB, bool), 0.0
-    for token in order:
-        if mass < config.top_p:
-            kept[token] = p[token] > 0
-        mass += p[token]
+    kept = np.array([p[p > share].sum() < config.top_p for share in p]) if config.top_p < 1 else p > 0
+    kept &= (p > 0) & (p >= config.min_p * p.max())
     return np.where(kept, p, 0) / p[kept].sum()
 
 
@@ -42,36 +42,72 @@ def probabilities(config: SamplingConfig):
         SamplingConfig(top_k=100),
         SamplingConfig(top_p=0.7),
         SamplingConfig(top_p=1e-6),
-        SamplingConfig(temperature=2.0, top_k=6, top_p=0.8),
+        SamplingConfig(min_p=0.1),
+        SamplingConfig(min_p=1.0),
+        SamplingConfig(temperature=2.0, top_k=20, top_p=0.9, min_p=0.03),
     ],
     ids=str,
 )
-def test_frequencies_follow_the_definition(config):
-    expected = probabilities(config)
-    counts = np.bincount(draw(config), minlength=VOCAB)
+def test_sets_and_probabilities_are_those_of_the_definition(config):
+    rows = per_row([config] * VECTORS)
+    found = np.asarray(jax.nn.softmax(shaped(LOGITS, rows, truncate=config.truncates), axis=-1))
+    expected = np.stack([reference(row, config) for row in LOGITS])
+    np.testing.assert_array_equal(found > 0, expected > 0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_rows_of_one_batch_have_settings_of_their_own():
+    configs = [SamplingConfig(0.0), SamplingConfig(top_k=1), SamplingConfig(2.0, top_p=0.5), SamplingConfig(min_p=0.2)]
+    together = shaped(LOGITS[:4], per_row(configs), truncate=True)
+    for i, config in enumerate(configs):
+        alone = shaped(LOGITS[i : i + 1], per_row([config]), truncate=config.truncates)
+        np.testing.assert_array_equal(together[i], alone[0])
+
+
+@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(1.5, top_k=12, top_p=0.9, min_p=0.01)], ids=str)
+def test_frequencies_pass_a_chi_square_test(config):
+    rows, ids = 20_000, EVERY_ID
+    logits = np.tile(LOGITS[0, : VOCABULARY.used], (rows, 1))
+    gumbel = noise_of(np.arange(rows, dtype=np.uint32), np.full(rows, 5), ids, VOCABULARY)
+    tokens = drawn(logits, gumbel, per_row([config] * rows), truncate=config.truncates)
+    counts = np.bincount(np.asarray(tokens), minlength=VOCABULARY.used)
+    expected = rows * reference(logits[0], config)
     assert not counts[expected == 0].any()
-    # Five standard deviations of a binomial; the draws are fixed by their seeds.
-    error = np.abs(counts - ROWS * expected)
-    assert np.all(error <= 5 * np.sqrt(ROWS * expected * (1 - expected)) + 1e-9)
+    seen = expected > 0
+    statistic, freedom = np.sum((counts[seen] - expected[seen]) ** 2 / expected[seen]), seen.sum() - 1
+    # Five standard deviations of chi-square; the draws are fixed by their seeds.
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_noise_depends_on_seed_position_and_id_alone():
+    seeds, positions = np.arange(64, dtype=np.uint32), np.arange(64) % 9
+    many = np.asarray(noise_of(seeds, positions, EVERY_ID, VOCABULARY))
+    np.testing.assert_array_equal(many[7:9], noise_of(seeds[7:9], positions[7:9], EVERY_ID, VOCABULARY))
+    np.testing.assert_array_equal(many[:, slice(*CODES)], noise_of(seeds, positions, CODES, VOCABULARY))
+    assert np.all(many != noise_of(seeds, positions + 1, EVERY_ID, VOCABULARY))
+    assert len(np.unique(many)) == many.size
 
 
 def test_temperature_zero_takes_the_most_likely():
-    for config in (SamplingConfig(temperature=0.0), SamplingConfig(temperature=0.0, top_p=0.5)):
-        assert np.all(draw(config, rows=8) == LOGITS.argmax())
+    configs = per_row([SamplingConfig(0.0), SamplingConfig(0.0, top_p=0.5)])
+    gumbel = noise_of(np.arange(2, dtype=np.uint32), np.zeros(2, np.int32), EVERY_ID, VOCABULARY)
+    logits = LOGITS[:2, : VOCABULARY.used]
+    np.testing.assert_array_equal(drawn(logits, gumbel, configs, truncate=True), logits.argmax(-1))
+    np.testing.assert_array_equal(drawn(logits, None, configs, truncate=False), logits.argmax(-1))
 
 
 def test_equally_likely_tokens_are_kept_or_cut_together():
-    tied = np.array([1.0, 3.0, 3.0, 3.0, 0.0, -1.0], np.float32)
-    assert set(draw(SamplingConfig(top_k=1), tied, rows=200)) == {1, 2, 3}
-    assert set(draw(SamplingConfig(top_p=0.2), tied, rows=200)) == {1, 2, 3}
+    tied = np.array([[1.0, 3.0, 3.0, 3.0, 0.0, -0.0, -1.0]], np.float32)
+    for config in (SamplingConfig(top_k=1), SamplingConfig(top_p=0.2)):
+        kept = np.asarray(shaped(tied, per_row([config]), truncate=True))[0] > -np.inf
+        assert kept.tolist() == [False, True, True, True, False, False, False]
+    kept = np.asarray(shaped(tied, per_row([SamplingConfig(top_k=5)]), truncate=True))[0] > -np.inf
+    assert kept.tolist() == [True] * 6 + [False]
 
 
-def test_a_row_depends_on_its_seed_and_the_number_of_the_token_alone():
-    config = SamplingConfig()
-    many = draw(config, rows=64)
-    np.testing.assert_array_equal(many[:5], draw(config, rows=5))
-    assert np.any(many != draw(config, rows=64, number=1))
-    assert len(set(many)) > 3
+def test_the_penalty_makes_seen_ids_less_likely():
+    logits, seen = np.array([[2.0, -2.0, 2.0, -2.0]]), np.array([[True, True, False, False]])
+    np.testing.assert_array_equal(penalise(logits, seen, jnp.array([4.0])), [[0.5, -8.0, 2.0, -2.0]])
 
 
 @pytest.mark.parametrize(
@@ -81,6 +117,8 @@ def test_a_row_depends_on_its_seed_and_the_number_of_the_token_alone():
         ({"temperature": float("nan")}, "temperature must be >= 0 and finite, found nan"),
         ({"top_k": -2}, "top_k must be >= 0, found -2"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], found 0.0"),
+        ({"min_p": 1.5}, r"min_p must be in \[0, 1\], found 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be > 0 and finite, found 0.0"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):

@@ -1,0 +1,292 @@
+"""Decoding speed: on CPUs against the Chameleon class of transformers, on a GPU against its memory's bandwidth.
+
+On CPUs both sides have the same random weights in fp32, the same greedy ids are demanded, and runs alternate in one
+process after a warm-up of each; the static and the dynamic cache of transformers are both measured and the faster one
+counts. A ratio is the median over pairs of runs, its spread the lowest and the highest.
+
+    python benchmarks/decode.py [--sizes tiny 100m] [--batches 1 16] [--repeats 5] [--out benchmarks/results/NAME.md]
+    python benchmarks/decode.py --gpu
+"""
+
+import argparse
+import dataclasses
+import datetime
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cm3jax.generate.engine import Engine, EngineConfig
+from cm3jax.generate.guidance import classifier_free
+from cm3jax.generate.request import Request
+from cm3jax.generate.sampler import SamplingConfig
+from cm3jax.models.config import PRESETS, TransformerConfig, chameleon
+from cm3jax.models.transformer import Transformer
+from cm3jax.tokens.vocabulary import Vocabulary
+
+PROMPT, NEW = 32, 256
+SIZES = {
+    "tiny": chameleon(128, 4, 4, 4, 352, 4096, 512),
+    "100m": chameleon(768, 12, 12, 12, 2048, 16_384, 512),
+}
+MARKS = 32  # ids at either end that no one draws
+
+Ids = list[list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of each run of one way to decode."""
+
+    name: str
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def codes_only(size: int) -> Vocabulary:
+    """Nearly all ids are image codes: an image is then a fixed number of draws among all ids."""
+    return Vocabulary(text_size=MARKS, image_size=size - 2 * MARKS, sentinels=4, size=size)
+
+
+def random_params(config: TransformerConfig, dtype: Any = np.float32) -> tuple[nnx.GraphDef, Any]:
+    """Weights of a model that does not repeat itself at once, drawn on the device."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+    shapes = nnx.to_pure_dict(state)
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    drawn = [
+        jnp.ones(x.shape, dtype) if x.ndim <= 2 and x.shape[-1] == config.d_model and x.shape[0] <= config.n_layers
+        else 0.05 * jax.random.normal(key, x.shape, dtype)
+        for key, x in zip(keys, leaves, strict=True)
+    ]  # fmt: skip
+    return graphdef, jax.tree.unflatten(tree, drawn)
+
+
+def prompts_of(batch: int, size: int) -> Ids:
+    rng = np.random.default_rng(1)
+    return rng.integers(MARKS, size - MARKS, (batch, PROMPT)).tolist()
+
+
+def ours(config: TransformerConfig, batch: int) -> tuple[Callable[[], Ids], Any]:
+    """A run of this project's engine, and the weights."""
+    graphdef, params = random_params(config)
+    vocabulary = codes_only(config.vocab_size)
+    engine = Engine(graphdef, params, vocabulary, NEW, config=EngineConfig(rows=batch))
+    greedy = SamplingConfig(0.0)
+    requests = [Request((tuple(p),), "image", image=greedy) for p in prompts_of(batch, config.vocab_size)]
+    return lambda: [done.ids for done in engine.run(requests)], params
+
+
+def theirs(config: TransformerConfig, params: Any, batch: int, cache: str) -> Callable[[], Ids]:
+    """A run of `ChameleonForConditionalGeneration.generate` with the same weights."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = transformers.ChameleonForConditionalGeneration(_their_config(config)).eval()
+    missing = model.load_state_dict(_their_state(config, params), strict=False).missing_keys
+    assert all("vqmodel" in name for name in missing), missing
+    ids = torch.tensor(prompts_of(batch, config.vocab_size))
+    never = [*range(MARKS), *range(config.vocab_size - MARKS, config.vocab_size)]
+
+    def run() -> Ids:
+        with torch.inference_mode():
+            whole = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NEW,
+                do_sample=False,
+                eos_token_id=None,
+                suppress_tokens=never,
+                cache_implementation=cache,
+            )
+        return whole[:, PROMPT:].tolist()
+
+    return run
+
+
+def _their_config(config: TransformerConfig) -> Any:
+    import transformers
+
+    # Its image codes, which it never draws, lie among the ids that nobody draws.
+    names = {f"IMGIMG{chr(65 + i)}Z": config.vocab_size - 1 - i for i in range(8)}
+    tokenizer = {"embed_dim": 4, "num_embeddings": 8, "latent_channels": 4, "resolution": 16, "base_channels": 32}
+    return transformers.ChameleonConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.d_ff,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_kv_heads,
+        max_position_embeddings=config.max_len,
+        rms_norm_eps=config.norm_eps,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=1,
+        vocabulary_map={"<image>": config.vocab_size - 9, **names},
+        vq_config={**tokenizer, "channel_multiplier": [1], "num_res_blocks": 1},
+    )
+
+
+def _their_state(config: TransformerConfig, params: Any) -> dict[str, Any]:
+    import torch
+
+    def tensor(x: Any) -> Any:
+        return torch.tensor(np.asarray(x))
+
+    blocks = jax.tree.map(np.asarray, params["blocks"])
+    attention, mlp = blocks["attention"], blocks["mlp"]
+    state = {
+        "model.embed_tokens.weight": tensor(params["embedding"]),
+        "model.norm.weight": tensor(params["norm"]["scale"]),
+        "lm_head.weight": tensor(params["head"]),
+    }
+    for i in range(config.n_layers):
+        layer = f"model.layers.{i}."
+        for name, short in (("query", "q"), ("key", "k"), ("value", "v")):
+            weight = attention[name][i]
+            state[f"{layer}self_attn.{short}_proj.weight"] = tensor(weight.reshape(len(weight), -1).T.copy())
+        for name, short in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
+            state[f"{layer}self_attn.{short}.weight"] = tensor(attention[name]["scale"][i])
+            state[f"{layer}self_attn.{short}.bias"] = tensor(attention[name]["bias"][i])
+        out = attention["out"][i]
+        state[f"{layer}self_attn.o_proj.weight"] = tensor(out.reshape(-1, out.shape[-1]).T.copy())
+        for name in ("gate", "up", "down"):
+            state[f"{layer}mlp.{name}_proj.weight"] = tensor(mlp[name][i].T.copy())
+        state[f"{layer}input_layernorm.weight"] = tensor(blocks["attention_norm"]["scale"][i])
+        state[f"{layer}post_attention_layernorm.weight"] = tensor(blocks["mlp_norm"]["scale"][i])
+    return state
+
+
+def alternate(runs: dict[str, Callable[[], Ids]], repeats: int) -> tuple[list[Timing], int]:
+    """Times of each, in turn; and how many leading ids of the rows all agree on, in the mean."""
+    results = {name: run() for name, run in runs.items()}  # warm-up
+    first, *others = results.values()
+    agreed = [
+        min(_common(row, other[i]) for other in others) for i, row in enumerate(first)
+    ]  # fmt: skip
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return [Timing(name, tuple(found)) for name, found in seconds.items()], min(agreed)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+
+
+def on_cpus(sizes: Sequence[str], batches: Sequence[int], repeats: int) -> list[str]:
+    """The result file's lines."""
+    lines = [
+        f"Prompt {PROMPT} ids, {NEW} new ones, greedy, fp32, {os.cpu_count()} cores. Tokens/s of the median run.",
+        "",
+        "| model | batch | ours | dynamic cache | static cache | ratio to the faster | spread | equal ids |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for size in sizes:
+        config = SIZES[size]
+        for batch in batches:
+            run, params = ours(config, batch)
+            runs = {"ours": run, **{c: theirs(config, params, batch, c) for c in ("dynamic", "static")}}
+            (mine, *others), agreed = alternate(runs, repeats)
+            best = min(others, key=lambda timing: timing.median)
+            ratios = [b / a for a, b in zip(mine.seconds, best.seconds, strict=True)]
+            speeds = " | ".join(f"{batch * NEW / timing.median:.0f}" for timing in (mine, *others))
+            ratio = f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
+            lines.append(f"| {size} | {batch} | {speeds} | {ratio} | {agreed} of {NEW} |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def on_gpu() -> list[str]:
+    """The result file's lines: 7B at batch 1, 760M images with guidance."""
+    limit = _copy_bandwidth()
+    lines = [f"{jax.devices()[0].device_kind}; copies run at {limit / 1e9:.0f} GB/s.", ""]
+    seven = dataclasses.replace(PRESETS["cm3leon-7b"], dtype="bfloat16")
+    seconds, steps = _images(seven, requests=1, guided=False)
+    read = _bytes_per_step(seven, rows=1)
+    lines.append(f"- 7B shape, batch 1, 1,024 codes: {steps / seconds:.0f} tokens/s, {read * steps / seconds / limit:.0%}"
+                 " of the bandwidth")  # fmt: skip
+    middle = dataclasses.replace(PRESETS["cm3leon-760m"], dtype="bfloat16")
+    for count in (64, 128, 192):
+        seconds, steps = _images(middle, requests=count, guided=True)
+        read = _bytes_per_step(middle, rows=2 * count)
+        share = read * steps / seconds / limit
+        lines.append(f"- 760M with guidance, {count} images at a time: {count / seconds:.1f} images/s, {share:.0%}")
+    return lines
+
+
+def _images(config: TransformerConfig, requests: int, guided: bool) -> tuple[float, int]:
+    """Seconds of one batch of images of 1,024 codes after 64 ids, compiled before; and its steps."""
+    tokens, vocabulary = 1024, Vocabulary()
+    graphdef, params = random_params(config)
+    engine = Engine(graphdef, params, vocabulary, tokens, config=EngineConfig(rows=requests, smallest_cache=128))
+    del params
+    prompt, masked = tuple(range(4, 67)), (vocabulary.eos, vocabulary.sentinel(0), vocabulary.break_id)
+    streams = ((*prompt, vocabulary.break_id), masked) if guided else ((*prompt, vocabulary.break_id),)
+    guidance = classifier_free(3.0 if guided else 1.0)
+    asked = [
+        Request(streams, "image", seed, image=SamplingConfig(top_p=0.9), guidance=guidance)
+        if guided else Request(streams, "image", seed, image=SamplingConfig(top_p=0.9))
+        for seed in range(requests)
+    ]  # fmt: skip
+    engine.run(asked)
+    start = time.perf_counter()
+    engine.run(asked)
+    return time.perf_counter() - start, tokens
+
+
+def _bytes_per_step(config: TransformerConfig, rows: int) -> float:
+    """Weights once, and the keys and values of half an image for each row, in bf16."""
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))))
+    weights = sum(x.size for x in jax.tree.leaves(shapes["blocks"])) + Vocabulary().image_size * config.d_model
+    cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * (64 + 512)
+    return 2.0 * (weights + rows * cache)
+
+
+def _copy_bandwidth() -> float:
+    """Bytes read and written a second by a copy of 2 GB."""
+    x = jnp.zeros(1 << 30, jnp.bfloat16)
+    copy = jax.jit(lambda x: x + 1)
+    copy(x).block_until_ready()
+    start = time.perf_counter()
+    for _ in range(20):
+        x = copy(x)
+    x.block_until_ready()
+    return 20 * 2 * x.nbytes / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gpu", action="store_true", help="7B and 760M shapes on the first accelerator")
+    parser.add_argument("--out", type=Path, help="by default a dated file in benchmarks/results")
+    options = parser.parse_args()
+    lines = on_gpu() if options.gpu else on_cpus(options.sizes, options.batches, options.repeats)
+    today = datetime.date.today().isoformat()
+    kind = "gpu" if options.gpu else "cpu"
+    out = options.out or Path(__file__).parent / "results" / f"decode-{kind}-{today}.md"
+    head = [f"# Decoding, {today}", "", f"{platform.machine()}, jax {jax.__version__}.", ""]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join([*head, *lines, ""]))
+    print("\n".join(lines), f"\n{out}")
+
+
+if __name__ == "__main__":
+    main()

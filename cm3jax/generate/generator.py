@@ -1,0 +1,186 @@
+"""Documents with holes in, whole documents out.
+
+generator = Generator.from_run("runs/quickstart/decoder")
+samples = generator.generate(text_to_image("one red dog on the grass at night"), n=4, steering=Steering(scale=3.0))
+best = samples[0].document.segments[-1].pixels
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cm3jax.generate.engine import Engine
+from cm3jax.generate.holes import GappedImage, HoledSegment, Script
+from cm3jax.generate.regions import unknown_codes, whole_rows
+from cm3jax.generate.request import Completion
+from cm3jax.generate.rerank import Scorer, best_first
+from cm3jax.generate.tasks import Task, request, scripts
+from cm3jax.generate.text_image import TextImageModel
+from cm3jax.tokens.document import Document, Image, Text, decode_document
+from cm3jax.tokens.image import fit
+
+Progress = Callable[[int, "Sample"], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """Attributes:
+    document: with every hole filled, pictures as pixels and codes; None where there was an error.
+    gaps: what filled the holes: a text, or the codes of an image, in the order of the document.
+    log_likelihood: of what was drawn, under the model without guidance; natural logarithm.
+    score: by which samples are ranked: the log-likelihood, or what the scorer says.
+    """
+
+    seed: int
+    document: Document | None = None
+    gaps: tuple[str | tuple[int, ...], ...] = ()
+    log_likelihood: float = 0.0
+    score: float = 0.0
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Draft:
+    """A sample of which some gaps are filled."""
+
+    place: int
+    task: Task
+    streams: tuple[Script, ...]
+    seed: int
+    filled: tuple[list[int], ...] = ()
+    log_likelihood: float = 0.0
+
+
+class Generator:
+    """A decoder run with its tokenizers, as one that completes documents."""
+
+    def __init__(self, model: TextImageModel, engine: Engine | None = None):
+        """`engine`: by default the model's own, on one device."""
+        self.model = model
+        self.engine = engine or model.engine
+
+    @classmethod
+    def from_run(cls, run: str | Path, step: int | None = None) -> "Generator":
+        """The newest checkpoint (or `step`) of an `lm` run; errors as of `TextImageModel.load`."""
+        return cls(TextImageModel.load(Path(run), step))
+
+    def generate(
+        self, segments: Sequence[HoledSegment], n: int = 1, scorer: Scorer | None = None, **settings: Any
+    ) -> list[Sample]:
+        """`n` samples of one document, best first; `settings` are the fields of `Task`.
+
+        Raises:
+          ValueError: a document that cannot be completed.
+        """
+        samples = self.complete([Task(tuple(segments), **settings)], n, scorer)[0]
+        for sample in samples:
+            if sample.error is not None:
+                raise ValueError(f"generate: {sample.error}")
+        return samples
+
+    def complete(
+        self,
+        tasks: Sequence[Task],
+        n: int = 1,
+        scorer: Scorer | None = None,
+        on_done: Progress | None = None,
+    ) -> list[list[Sample]]:
+        """`n` samples of each task, best first; where a task cannot be done, one sample with its `error`.
+
+        Args:
+          scorer: ranks in place of the log-likelihood.
+          on_done: is told the place of the task and the sample, as soon as there is one.
+        """
+        samples: list[list[Sample]] = [[] for _ in tasks]
+
+        def finish(place: int, sample: Sample) -> None:
+            samples[place].append(sample)
+            if on_done is not None:
+                on_done(place, sample)
+
+        drafts = [draft for place, task in enumerate(tasks) for draft in self._drafts(place, task, n, finish)]
+        while drafts:
+            drafts = self._one_gap_more(drafts, finish)
+        return [self._ranked(sorted(found, key=lambda sample: sample.seed), scorer) for found in samples]
+
+    def image(self, pixels: np.ndarray) -> Image:
+        """A picture [H, W, 3] of any size as the segment of a document: the centre square, with its codes."""
+        fitted = fit(pixels, self.model.image_tokenizer.config.resolution)
+        return Image(fitted, self.model.image_tokenizer.encode(fitted[None])[0])
+
+    def masked_image(self, pixels: np.ndarray, mask: np.ndarray, rows: bool = False) -> GappedImage:
+        """A picture of which what the mask [H, W, 3] paints white is missing.
+
+        Args:
+          rows: draws whole rows of codes, with what is below them in view.
+
+        Raises:
+          ValueError: a mask of another size, or with nothing painted.
+        """
+        tokenizer = self.model.image_tokenizer
+        unknown = unknown_codes(mask, pixels.shape[:2], tokenizer.config.resolution, tokenizer.image_tokens)
+        codes = self.image(pixels).codes
+        assert codes is not None
+        return GappedImage(codes, whole_rows(unknown) if rows else unknown, span=rows)
+
+    def _drafts(self, place: int, task: Task, n: int, finish: Progress) -> list[_Draft]:
+        model = self.model
+        try:
+            streams = scripts(task, model.text_tokenizer, model.vocabulary, model.image_tokenizer.image_tokens)
+        except ValueError as error:
+            finish(place, Sample(task.seed, error=str(error)))
+            return []
+        return [_Draft(place, task, streams, task.seed + i) for i in range(n)]
+
+    def _one_gap_more(self, drafts: Sequence[_Draft], finish: Progress) -> list[_Draft]:
+        """Fills the next gap of each draft; those that have more are given back."""
+        room = self.engine.max_len
+        requests = [request(draft.task, draft.streams, draft.filled, draft.seed, room) for draft in drafts]
+        unfinished: list[_Draft] = []
+
+        def done(number: int, completion: Completion) -> None:
+            draft = drafts[number]
+            if completion.error is not None:
+                finish(draft.place, Sample(draft.seed, error=completion.error))
+                return
+            filled = (*draft.filled, completion.ids)
+            likelihood = draft.log_likelihood + completion.log_likelihood
+            grown = dataclasses.replace(draft, filled=filled, log_likelihood=likelihood)
+            if len(filled) < len(draft.streams[0].gaps):
+                unfinished.append(grown)
+            else:
+                finish(draft.place, self._sample(grown))
+
+        self.engine.run(requests, done)
+        return unfinished
+
+    def _sample(self, draft: _Draft) -> Sample:
+        model, layout = self.model, draft.streams[0]
+        ids = np.array(layout.document(draft.filled))
+        document = decode_document(ids, model.text_tokenizer, model.vocabulary, model.image_tokenizer.image_tokens)
+        segments = tuple(self._with_pixels(segment) for segment in document.segments)
+        gaps = tuple(
+            model.text_tokenizer.decode(content)
+            if gap.modality == "text"
+            else tuple(model.vocabulary.image_code(i) for i in content)
+            for gap, content in zip(layout.gaps, draft.filled, strict=True)
+        )
+        likelihood = draft.log_likelihood
+        return Sample(draft.seed, Document(segments), gaps, likelihood, likelihood)
+
+    def _with_pixels(self, segment: Text | Image) -> Text | Image:
+        if isinstance(segment, Text):
+            return segment
+        assert segment.codes is not None
+        return Image(self.model.image_tokenizer.decode(segment.codes[None])[0], segment.codes)
+
+    def _ranked(self, samples: list[Sample], scorer: Scorer | None) -> list[Sample]:
+        good = [sample for sample in samples if sample.error is None]
+        failed = [sample for sample in samples if sample.error is not None]
+        if scorer is not None and good:
+            scores = scorer([sample.document for sample in good if sample.document is not None])
+            good = [dataclasses.replace(s, score=float(score)) for s, score in zip(good, scores, strict=True)]
+        return [good[place] for place in best_first([sample.score for sample in good])] + failed

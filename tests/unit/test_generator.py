@@ -1,0 +1,128 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cm3jax.data.image_tokenizer import ImageTokenizer
+from cm3jax.generate.generator import Generator
+from cm3jax.generate.guidance import ContrastiveTopK
+from cm3jax.generate.holes import GappedImage, Hole
+from cm3jax.generate.sampler import SamplingConfig
+from cm3jax.generate.tasks import Steering, Task, caption, infill, text_to_image
+from cm3jax.generate.text_image import TextImageModel
+from cm3jax.models.config import cm3leon
+from cm3jax.models.transformer import Transformer
+from cm3jax.models.vqgan import VQGAN, VQGANConfig
+from cm3jax.tokens.document import Image, Text
+from cm3jax.tokens.text import train_text_tokenizer
+from cm3jax.tokens.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(text_size=300, image_size=8, sentinels=4, size=320)
+IMAGES = VQGANConfig(
+    resolution=16,
+    channels=8,
+    channel_multipliers=(1, 2, 2),
+    codes=8,
+    res_blocks=1,
+    attention_resolutions=(),
+    z_channels=4,
+    embed_dim=4,
+    norm_groups=4,
+)
+SAMPLED = {"text": SamplingConfig(1.0), "image": SamplingConfig(1.0), "max_text": 6}
+
+
+def random_params(build):
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory) -> Generator:
+    """Of random weights: images of 16 codes."""
+    lines = ["a red dog on the grass"] * 9
+    text = train_text_tokenizer(lines, 300, tmp_path_factory.mktemp("text") / "text.model")
+    images = ImageTokenizer(IMAGES, random_params(lambda: VQGAN(IMAGES, nnx.Rngs(0))), "random", batch_size=2)
+    config = cm3leon(16, 1, 2, VOCABULARY.size, 96)
+    params = random_params(lambda: Transformer(config, nnx.Rngs(0)))
+    return Generator(TextImageModel(config, params, VOCABULARY, text, images))
+
+
+@pytest.fixture(scope="module")
+def picture(generator):
+    return generator.image(np.random.default_rng(3).integers(0, 255, (16, 16, 3)).astype(np.uint8))
+
+
+def test_an_image_from_a_text_in_one_call(generator):
+    first, second = generator.generate(text_to_image("a dog"), n=2, seed=3, steering=Steering(2.0), **SAMPLED)
+    assert first.score >= second.score and {first.seed, second.seed} == {3, 4}
+    text, image = first.document.segments
+    assert text == Text("a dog") and image.pixels.shape == (16, 16, 3) and image.codes.shape == (16,)
+    assert first.gaps == (tuple(image.codes.tolist()),)
+
+
+def test_the_same_seed_gives_the_same_sample_in_any_company(generator):
+    task = Task(text_to_image("a dog"), seed=7, steering=Steering(cdk=ContrastiveTopK()), **SAMPLED)
+    other = Task((infill("a <mask> dog"),), seed=1, **SAMPLED)
+    alone = generator.complete([task])[0][0]
+    together = generator.complete([other, task, other], n=2)[1]
+    assert alone.gaps in [sample.gaps for sample in together]
+
+
+def test_every_hole_of_an_interleaved_document_is_filled(generator, picture):
+    document = (infill("a <mask> dog"), picture, Hole("text"), Hole("image"))
+    sample = generator.generate(document, **SAMPLED)[0]
+    text, image, other_text, other_image = sample.document.segments
+    assert text.text.startswith("a ") and text.text.endswith(" dog") and len(text.text) > len("a  dog")
+    np.testing.assert_array_equal(image.codes, picture.codes)
+    assert sample.gaps == (text.text[2:-4], other_text.text, tuple(other_image.codes.tolist()))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_known_codes_of_a_masked_picture_are_untouched(generator, picture, rows):
+    mask = np.zeros((16, 16, 3), np.uint8)
+    mask[5:11, 6:9] = 255
+    masked = generator.masked_image(picture.pixels, mask, rows)
+    samples = generator.generate((Text("a dog"), masked), n=3, steering=Steering(1.5), **SAMPLED)
+    known = ~masked.unknown
+    assert 0 < known.sum() < 16
+    for sample in samples:
+        np.testing.assert_array_equal(sample.document.segments[1].codes[known], picture.codes[known])
+    drawn = {sample.document.segments[1].codes.tobytes() for sample in samples}
+    assert len(drawn) > 1
+
+
+def test_a_picture_with_everything_but_its_end_known_is_as_likely_as_drawn(generator):
+    sample = generator.generate(text_to_image("a dog"), seed=5, **SAMPLED)[0]
+    codes, unknown = sample.document.segments[1].codes, np.arange(16) % 5 == 0
+    again = generator.generate((Text("a dog"), GappedImage(codes, unknown)), seed=5, **SAMPLED)[0]
+    np.testing.assert_array_equal(again.document.segments[1].codes, codes)
+    assert again.log_likelihood == pytest.approx(sample.log_likelihood, abs=1e-4)
+
+
+def test_a_scorer_ranks(generator):
+    def first_code(documents):
+        return [document.segments[1].codes[0] for document in documents]
+
+    samples = generator.generate(text_to_image("a dog"), n=6, scorer=first_code, **SAMPLED)
+    scores = [sample.score for sample in samples]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) > 1
+    assert scores == [sample.document.segments[1].codes[0] for sample in samples]
+
+
+def test_bad_tasks_have_an_error_each_and_the_rest_goes_on(generator, picture):
+    tasks = [
+        Task(text_to_image("")),
+        Task(text_to_image("a dog " * 90)),
+        Task(caption(Image(codes=np.arange(3)))),
+        Task(caption(picture), **SAMPLED),
+    ]
+    empty, long, wrong, good = generator.complete(tasks, n=2)
+    assert [len(found) for found in (empty, wrong, good)] == [1, 1, 2]
+    assert "empty text" in empty[0].error and "leaves no room for 16" in long[0].error
+    assert "an image of 3 codes, expected 16" in wrong[0].error
+    assert all(sample.error is None and sample.gaps[0] for sample in good)
+    with pytest.raises(ValueError, match="generate: segment 0: an empty text"):
+        generator.generate(text_to_image(""))
