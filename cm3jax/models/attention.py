@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from cm3jax.kernels.attention import Mask, attention
 from cm3jax.models.config import TransformerConfig
-from cm3jax.models.layers import Norm, Rotation, add_bias, bias, residual_weight, rotate, weight
+from cm3jax.models.layers import Norm, Rotation, add_bias, bias, project, residual_weight, rotate, weight
 from cm3jax.parallel.specs import constrain
 
 
@@ -64,9 +64,9 @@ class SelfAttention(nnx.Module):
             assert mask.positions is not None and layer is not None
             cache, mixed = cache.attend(layer, q, k, v, mask.positions)
         mixed = constrain(mixed, "heads")
-        out = jnp.einsum("bthk,hkd->btd", mixed, self.out[...].astype(x.dtype))
+        out = project(mixed, self.out)
         return add_bias(out, self.out_bias), cache
 
 
 def _project(x: Float[Array, "B T D"], w: nnx.Param, b: nnx.Param | None) -> Float[Array, "B T H K"]:
-    return constrain(add_bias(jnp.einsum("btd,dhk->bthk", x, w[...].astype(x.dtype)), b), "heads")
+    return constrain(add_bias(project(x, w), b), "heads")

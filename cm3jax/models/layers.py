@@ -1,5 +1,7 @@
 """Parts of a transformer block that act on one token at a time: initialisers, norms, rotation, feed-forward."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -71,6 +73,17 @@ def rotate(x: Float[Array, "B T H K"], by: Rotation) -> Float[Array, "B T H K"]:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def project(x: Float[Array, "B L ..."], w: nnx.Param) -> Float[Array, "B L ..."]:
+    """What stands behind [B, L] in `x` times the matrix `w`, whose first axes are the same and whose others are new.
+
+    As one product of two matrices: the gradient of `w` is then one too, for which nothing is transposed in memory.
+    """
+    inputs = x.ndim - 2
+    rows, matrix = math.prod(x.shape[:2]), w[...].astype(x.dtype)
+    flat = x.reshape(rows, -1) @ matrix.reshape(math.prod(matrix.shape[:inputs]), -1)
+    return flat.reshape(*x.shape[:2], *matrix.shape[inputs:])
+
+
 class FeedForward(nnx.Module):
     """down(act(up(x))), or down(silu(gate(x)) * up(x)) for SwiGLU (arXiv 2002.05202)."""
 
@@ -84,11 +97,11 @@ class FeedForward(nnx.Module):
         self.down_bias = bias(config, (d_model,))
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        up = constrain(add_bias(x @ self.up[...].astype(x.dtype), self.up_bias), "hidden")
+        up = constrain(add_bias(project(x, self.up), self.up_bias), "hidden")
         if self.gate is not None:
-            hidden = jax.nn.silu(constrain(x @ self.gate[...].astype(x.dtype), "hidden")) * up
+            hidden = jax.nn.silu(constrain(project(x, self.gate), "hidden")) * up
         elif self.activation == "gelu":
             hidden = jax.nn.gelu(up)
         else:
             hidden = jax.nn.relu(up)
-        return add_bias(hidden @ self.down[...].astype(x.dtype), self.down_bias)
+        return add_bias(project(hidden, self.down), self.down_bias)
