@@ -4,8 +4,7 @@
     cm3 aot --config=configs/lm/760m.py --topology=v5p:8x8x8
 
 The rule of the devices at hand decides mesh, microbatches and recomputation; these rules are guesses that `cm3 aot`
-can check. Paths of the records and tokenizers are given on the command line or in a copy of this
-file.
+can check. Paths of the records and tokenizers are given on the command line or in a copy of this file.
 """
 
 from ml_collections import ConfigDict
