@@ -3,9 +3,8 @@
     cm3 train --config=configs/lm/350m.py --workdir=runs/350m --config.lm.train="[...]"
     cm3 aot --config=configs/lm/350m.py --topology=v5p:8x8x8
 
-The rule of the devices at hand decides mesh, microbatches and recomputation. Those of TPUs are predictions (docs/aot.md
-has them), those of GPUs guesses. Paths of the records and tokenizers are given on the command line or in a copy of this
-file.
+The rule of the devices at hand decides mesh, microbatches and recomputation; these rules are guesses that `cm3 aot`
+can check. Paths of the records and tokenizers are given on the command line or in a copy of this file.
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,9 @@
     cm3 train --config=configs/lm/7b.py --workdir=runs/7b --config.lm.train="[...]"
     cm3 aot --config=configs/lm/7b.py --topology=v5p:8x8x8
 
-The rule of the devices at hand decides mesh, microbatches and recomputation. Those of TPUs are predictions (docs/aot.md
-has them), those of GPUs guesses. Paths of the records and tokenizers are given on the command line or in a copy of this
-file.
+The rule of the devices at hand decides mesh, microbatches and recomputation. Those of TPUs are predictions
+(docs/aot.md has them), those of v6e and GPUs guesses. Paths of the records and tokenizers are given on the command
+line or in a copy of this file.
 """
 
 from ml_collections import ConfigDict
