@@ -3,8 +3,10 @@
 A step guesses the codes ahead, runs the model over all guesses at once, and draws at each place as if the guesses
 before it were true. The first draw is right in any case; each further one is right if the guess before it was what has
 been drawn there. What was drawn at the other places are the next guesses (Jacobi decoding, arXiv 2305.10427; for
-sampled images arXiv 2410.01699). Since the noise of a draw is a function of seed and position alone, a guess is verified by
-comparing ids: nothing is accepted by chance, and the result is that of plain decoding, not merely its distribution.
+sampled images arXiv 2410.01699).
+
+The noise of a draw is a function of seed and position alone, so a guess is verified by comparing ids: nothing is
+accepted by chance, and the result is that of plain decoding, not merely its distribution.
 """
 
 import dataclasses
