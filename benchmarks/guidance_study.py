@@ -1,10 +1,10 @@
 """What guidance is worth on a trained quickstart model: how many of the asked attributes its pictures show.
 
-Every way to decode draws the same held-out captions with the same seeds, and the quickstart's reader tells what it sees;
-intervals are of 95 % (Wilson). Then masked objects: the boxes of a picture's subjects are masked, and the caption asks
-for another colour than they had.
+Every way to decode draws the same held-out captions with the same seeds, and the quickstart's reader tells what it
+sees; intervals are of 95 % (Wilson). Then masked objects: the boxes of a picture's subjects are masked, and the caption
+asks for another colour than they had.
 
-    python benchmarks/guidance_study.py --quickstart runs/quickstart [--documents 128] [--out benchmarks/results/NAME.md]
+    python benchmarks/guidance_study.py --quickstart runs/quickstart [--documents 128] [--out FILE.md]
 """
 
 import argparse

@@ -47,6 +47,7 @@ def advance_images(
       as `step.advance`, with the ids that count at the front of each row.
     """
     count, streams = at.positions.shape
+    decoder = decoder.restricted(plan.ids)
     before = at.number
     several = jax.tree.map(lambda x: jnp.repeat(x, window, axis=0), rows)
 
@@ -56,7 +57,7 @@ def advance_images(
         tokens = jnp.concatenate([at.last[:, :, None], guesses], axis=2).reshape(-1, window)
         positions = (at.positions[:, :, None] + jnp.arange(window)).reshape(-1, window)
         hidden, caches = decoder.decode(tokens, carry.caches, positions)
-        logits = decoder.logits(hidden, plan.ids).reshape(count, streams, window, -1)
+        logits = decoder.logits(hidden).reshape(count, streams, window, -1)
         logits = constrain(jnp.swapaxes(logits, 1, 2).reshape(count * window, streams, -1), "residual")
         found, log_probs = (x.reshape(count, window) for x in choose(logits, several, _ahead(at, window), plan))
         right = jnp.cumprod(carry.guesses == found[:, :-1], axis=1)
