@@ -278,6 +278,18 @@ def test_bad_requests_are_refused_each_and_the_rest_goes_on():
             raise ValueError(found.error)
 
 
+@pytest.mark.parametrize(
+    "kind", [{"weights": "int8"}, {"cache": "int8"}, {"weights": "int8", "cache": "int8"}], ids=str
+)
+def test_bytes_change_the_models_opinion_a_little(kind):
+    ids = tuple(np.random.default_rng(1).integers(4, 60, 60).tolist())
+    request = Request(((VOCABULARY.eos, *ids[:7]),), "text", max_new=53, forced=ids[7:])
+    exact = engine_of("chameleon").run([request])[0].log_probs
+    rounded = engine_of("chameleon", dataclasses.replace(CONFIG, **kind)).run([request])[0].log_probs
+    assert np.max(np.abs(rounded - exact)) > 0
+    assert abs(np.mean(rounded - exact)) < 0.02 and np.max(np.abs(rounded - exact)) < 0.4
+
+
 def test_a_model_with_too_small_a_vocabulary_is_refused():
     with pytest.raises(ValueError, match="a vocabulary of 256 ids for a model of 128"):
         Engine(*model_of("cm3leon"), dataclasses.replace(VOCABULARY, size=256), IMAGE_TOKENS)
