@@ -146,7 +146,7 @@ def main() -> None:
         ("int8 keys and values", EngineConfig(cache="int8")),
         ("int8 of both", EngineConfig(weights="int8", cache="int8")),
     ):
-        rounded = Generator(dataclasses.replace(model, engine_config=config))
+        rounded = Generator(model, model.make_engine(config))
         way = Way(f"guidance 3, top-p 0.9, {name}", Steering(3.0))
         lines.append(row(way.name, reader, drawn(rounded, way, scenes), scenes))
         print(lines[-1], flush=True)
