@@ -1,7 +1,6 @@
 """`cm3 generate`: pictures from texts, texts from pictures, and whatever is missing in a document of both."""
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from cm3jax.generate.output import is_done, write_item
 from cm3jax.generate.rerank import best_first
 from cm3jax.generate.sampler import SamplingConfig
 from cm3jax.generate.tasks import Steering, Task, answer, caption, edit, infill, text_to_image
-from cm3jax.generate.text_image import TextImageModel
 from cm3jax.tokens.document import Text
 
 EPILOG = """examples:
@@ -48,8 +46,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     _check(parser, options)
-    model = TextImageModel.load(options.workdir, options.step)
-    generator = Generator(dataclasses.replace(model, engine_config=EngineConfig(rows=options.batch)))
+    generator = Generator.from_run(options.workdir, options.step, EngineConfig(rows=options.batch))
     items = _items(options, generator)
     samples = _generate(generator, items, options)
     failed = [name for name, found in samples.items() if all(sample.error for sample in found)]

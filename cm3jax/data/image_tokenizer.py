@@ -21,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class ImageTokenizer:
-    """Pixels to codes and back, in fixed-size batches so that each direction compiles once."""
+    """Pixels to codes and back, in batches of fixed sizes so that little is compiled.
+
+    Codes are always made in whole batches, so that they do not depend on how many pictures come at a time; pictures
+    are also made few at a time, as generation does.
+    """
 
     def __init__(self, config: VQGANConfig, params: dict, fingerprint: str, batch_size: int = 32):
         """`fingerprint` stands for the weights; records carry it."""
@@ -47,7 +51,7 @@ class ImageTokenizer:
         expected = (self.config.resolution, self.config.resolution, 3)
         if images.shape[1:] != expected:
             raise ValueError(f"images of shape {images.shape[1:]}, the image tokenizer takes {expected}")
-        return self._in_batches(lambda x: self._encode(self._params, jnp.asarray(to_float(x))), images)
+        return _in_batches(lambda x: self._encode(self._params, jnp.asarray(to_float(x))), images, self.batch_size)
 
     def decode(self, codes: Int[np.ndarray, "B N"]) -> UInt8[np.ndarray, "B H W 3"]:
         """Pictures of the tokenizer's resolution.
@@ -59,16 +63,18 @@ class ImageTokenizer:
             raise ValueError(f"codes of shape {codes.shape}, expected [B, {self.image_tokens}]")
         if codes.size and not 0 <= codes.min() <= codes.max() < self.config.codes:
             raise ValueError(f"codes in [{codes.min()}, {codes.max()}], expected [0, {self.config.codes})")
-        return to_uint8(self._in_batches(lambda c: self._decode(self._params, jnp.asarray(c)), codes))
+        size = min(self.batch_size, 1 << max(len(codes) - 1, 0).bit_length())
+        return to_uint8(_in_batches(lambda c: self._decode(self._params, jnp.asarray(c)), codes, size))
 
-    def _in_batches(self, function: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
-        size = self.batch_size
-        results = []
-        for start in range(0, len(rows), size):
-            chunk = rows[start : start + size]
-            padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-            results.append(np.asarray(function(padded))[: len(chunk)])
-        return np.concatenate(results)
+
+def _in_batches(function: Callable[[np.ndarray], jax.Array], rows: np.ndarray, size: int) -> np.ndarray:
+    """`function` of `size` rows at a time; the last batch is filled up with its last row."""
+    results = []
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
+        results.append(np.asarray(function(padded))[: len(chunk)])
+    return np.concatenate(results)
 
 
 def load_image_tokenizer(run: Path, step: int | None = None) -> ImageTokenizer:

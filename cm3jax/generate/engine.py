@@ -53,6 +53,9 @@ class EngineConfig:
     cache: CacheKind = "compute"
 
 
+USUAL = EngineConfig()
+
+
 class Engine:
     """Ids from ids.
 
@@ -76,7 +79,7 @@ class Engine:
         vocabulary: Vocabulary,
         image_tokens: int,
         text_end: int | None = None,
-        config: EngineConfig = EngineConfig(),
+        config: EngineConfig = USUAL,
         mesh: jax.sharding.Mesh | None = None,
     ):
         self.config = config

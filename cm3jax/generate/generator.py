@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from cm3jax.generate.engine import Engine
+from cm3jax.generate.engine import USUAL, Engine, EngineConfig
 from cm3jax.generate.holes import GappedImage, HoledSegment, Script
 from cm3jax.generate.regions import unknown_codes, whole_rows
 from cm3jax.generate.request import Completion
@@ -63,9 +64,16 @@ class Generator:
         self.engine = engine or model.engine
 
     @classmethod
-    def from_run(cls, run: str | Path, step: int | None = None) -> "Generator":
+    def from_run(
+        cls,
+        run: str | Path,
+        step: int | None = None,
+        config: EngineConfig = USUAL,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> "Generator":
         """The newest checkpoint (or `step`) of an `lm` run; errors as of `TextImageModel.load`."""
-        return cls(TextImageModel.load(Path(run), step))
+        model = TextImageModel.load(Path(run), step)
+        return cls(model, model.make_engine(config, mesh))
 
     def generate(
         self, segments: Sequence[HoledSegment], n: int = 1, scorer: Scorer | None = None, **settings: Any

@@ -3,8 +3,10 @@
 A step guesses the codes ahead, runs the model over all guesses at once, and draws at each place as if the guesses
 before it were true. The first draw is right in any case; each further one is right if the guess before it was what has
 been drawn there. What was drawn at the other places are the next guesses (Jacobi decoding, arXiv 2305.10427; for
-sampled images arXiv 2410.01699). Since the noise of a draw is a function of seed and position alone, a guess is verified by
-comparing ids: nothing is accepted by chance, and the result is that of plain decoding, not merely its distribution.
+sampled images arXiv 2410.01699).
+
+The noise of a draw is a function of seed and position alone, so a guess is verified by comparing ids: nothing is
+accepted by chance, and the result is that of plain decoding, not merely its distribution.
 """
 
 import dataclasses
@@ -45,6 +47,7 @@ def advance_images(
       as `step.advance`, with the ids that count at the front of each row.
     """
     count, streams = at.positions.shape
+    decoder = decoder.restricted(plan.ids)
     before = at.number
     several = jax.tree.map(lambda x: jnp.repeat(x, window, axis=0), rows)
 
@@ -54,7 +57,7 @@ def advance_images(
         tokens = jnp.concatenate([at.last[:, :, None], guesses], axis=2).reshape(-1, window)
         positions = (at.positions[:, :, None] + jnp.arange(window)).reshape(-1, window)
         hidden, caches = decoder.decode(tokens, carry.caches, positions)
-        logits = decoder.logits(hidden, plan.ids).reshape(count, streams, window, -1)
+        logits = decoder.logits(hidden).reshape(count, streams, window, -1)
         logits = constrain(jnp.swapaxes(logits, 1, 2).reshape(count * window, streams, -1), "residual")
         found, log_probs = (x.reshape(count, window) for x in choose(logits, several, _ahead(at, window), plan))
         right = jnp.cumprod(carry.guesses == found[:, :-1], axis=1)

@@ -62,12 +62,13 @@ def advance(
       step mean nothing), and the number of steps.
     """
     count, streams = at.positions.shape
+    decoder = decoder.restricted(plan.ids)
 
     def body(carry: _Carry) -> _Carry:
         at = carry.at
         tokens, positions = at.last.reshape(-1, 1), at.positions.reshape(-1, 1)
         hidden, caches = decoder.decode(tokens, carry.caches, positions)
-        logits = constrain(decoder.logits(hidden[:, 0], plan.ids), "logits").reshape(count, streams, -1)
+        logits = constrain(decoder.logits(hidden[:, 0]), "logits").reshape(count, streams, -1)
         drawn, log_probs = choose(logits, rows, at, plan)
         return _Carry(
             step=carry.step + 1,

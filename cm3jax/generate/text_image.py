@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Int, UInt8
@@ -15,7 +16,7 @@ from cm3jax.config import ConfigError, build
 from cm3jax.data.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from cm3jax.data.records import read_manifest
 from cm3jax.generate import prompts
-from cm3jax.generate.engine import Engine, EngineConfig
+from cm3jax.generate.engine import USUAL, Engine, EngineConfig
 from cm3jax.generate.guidance import Guidance, classifier_free
 from cm3jax.generate.request import Completion, Request
 from cm3jax.generate.sampler import SamplingConfig
@@ -39,7 +40,6 @@ class TextImageModel:
     vocabulary: Vocabulary
     text_tokenizer: TextTokenizer
     image_tokenizer: ImageTokenizer
-    engine_config: EngineConfig = EngineConfig()
 
     @classmethod
     def load(cls, run: Path, step: int | None = None) -> "TextImageModel":
@@ -122,10 +122,14 @@ class TextImageModel:
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """What decodes for this model."""
+        """What decodes for this model, on one device."""
+        return self.make_engine()
+
+    def make_engine(self, config: EngineConfig = USUAL, mesh: jax.sharding.Mesh | None = None) -> Engine:
+        """An engine of these weights; on the first device where no mesh is given."""
         graphdef, _ = nnx.split(nnx.eval_shape(lambda: Transformer(self.config, nnx.Rngs(0))))
         tokens, pieces = self.image_tokenizer.image_tokens, self.text_tokenizer.size
-        return Engine(graphdef, self.params, self.vocabulary, tokens, pieces, self.engine_config)
+        return Engine(graphdef, self.params, self.vocabulary, tokens, pieces, config, mesh)
 
 
 def _all_good(completions: Sequence[Completion]) -> Sequence[Completion]:

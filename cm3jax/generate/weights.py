@@ -55,7 +55,7 @@ class Decoder:
 
     Attributes:
       frame: the model without its blocks.
-      unembedding: the output matrix in the compute type.
+      unembedding: the output matrix in the compute type, or the rows of it that are asked for.
     """
 
     frame: Transformer
@@ -73,10 +73,13 @@ class Decoder:
         hidden, grown = self.frame.decode(tokens, cache, positions, self.blocks)
         return hidden, cast(AnyCache, grown)
 
-    def logits(self, hidden: Float[Array, "... D"], ids: tuple[int, int]) -> Float[Array, "... V"]:
-        """Scores of the ids in [first, end) of `ids`, fp32."""
-        unembedding = self.unembedding[ids[0] : ids[1]]
-        return jnp.einsum("...d,vd->...v", hidden, unembedding, preferred_element_type=jnp.float32)
+    def restricted(self, ids: tuple[int, int]) -> "Decoder":
+        """With logits of the ids in [first, end) of `ids` alone; to be done outside of a loop, since it copies."""
+        return dataclasses.replace(self, unembedding=self.unembedding[ids[0] : ids[1]])
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Scores of the next id, fp32."""
+        return jnp.einsum("...d,vd->...v", hidden, self.unembedding, preferred_element_type=jnp.float32)
 
 
 def prepare(graphdef: nnx.GraphDef, params: Any, mesh: jax.sharding.Mesh, kind: WeightKind = "compute") -> Decoder:

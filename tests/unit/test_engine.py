@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cm3jax.generate.cache import KVCache, StreamCaches
 from cm3jax.generate.engine import Engine, EngineConfig
 from cm3jax.generate.guidance import ContrastiveTopK, Guidance, classifier_free, two_way
 from cm3jax.generate.prompts import caption, text_to_image, unconditional_image
 from cm3jax.generate.request import FREE, Request
 from cm3jax.generate.rows import enter, no_standing, rows_of
 from cm3jax.generate.sampler import SamplingConfig
-from cm3jax.generate.step import Plan, choose
+from cm3jax.generate.step import Plan, advance, choose
 from cm3jax.models.config import chameleon, cm3leon, llama, opt
 from cm3jax.models.transformer import Transformer
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
@@ -202,6 +204,22 @@ def test_a_schedule_begins_with_its_first_weight_and_ends_with_its_last():
     assert low[0] == rising[0] and low != rising != high
 
 
+def test_the_cache_is_written_in_place():
+    """The compiled step has no operation that makes another array of a cache's shape, but the writes themselves."""
+    engine = engine_of("cm3leon")
+    rows = rows_of([KINDS["image"]] * 4, engine.grammar, 1)
+    at = no_standing(4, 1, 0)
+    for row in range(4):
+        enter(at, row, KINDS["image"], engine.grammar)
+    caches = StreamCaches((KVCache.zeros(engine.decoder.config, 4, 48),))
+    codes = (VOCABULARY.image_start, VOCABULARY.image_end)
+    plan = Plan(engine.grammar, codes, True, True, False, False, 8)
+    compiled = advance.lower(engine.decoder, caches, rows, at, np.int32(8), plan=plan).compile().as_text()
+    made = re.findall(r"= f32\[4,2,48,8\]\S* ([a-z-]+)\(", compiled)
+    assert "scatter" in made
+    assert set(made) <= {"scatter", "fusion", "parameter", "get-tuple-element", "bitcast"}
+
+
 def test_forced_ids_are_untouched():
     ids = sixteen_together()[list(KINDS).index("forced")].ids
     assert (ids[1], ids[3]) == (VOCABULARY.image_id(3), VOCABULARY.image_id(9)) and len(ids) == IMAGE_TOKENS
@@ -258,6 +276,18 @@ def test_bad_requests_are_refused_each_and_the_rest_goes_on():
         assert found.ids == [] and found.error is not None
         with pytest.raises(ValueError, match=message):
             raise ValueError(found.error)
+
+
+@pytest.mark.parametrize(
+    "kind", [{"weights": "int8"}, {"cache": "int8"}, {"weights": "int8", "cache": "int8"}], ids=str
+)
+def test_bytes_change_the_models_opinion_a_little(kind):
+    ids = tuple(np.random.default_rng(1).integers(4, 60, 60).tolist())
+    request = Request(((VOCABULARY.eos, *ids[:7]),), "text", max_new=53, forced=ids[7:])
+    exact = engine_of("chameleon").run([request])[0].log_probs
+    rounded = engine_of("chameleon", dataclasses.replace(CONFIG, **kind)).run([request])[0].log_probs
+    assert np.max(np.abs(rounded - exact)) > 0
+    assert abs(np.mean(rounded - exact)) < 0.02 and np.max(np.abs(rounded - exact)) < 0.4
 
 
 def test_a_model_with_too_small_a_vocabulary_is_refused():

@@ -1,9 +1,12 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from cm3jax.commands.generate import main
 from cm3jax.data.image_tokenizer import ImageTokenizer
 from cm3jax.generate.generator import Generator
 from cm3jax.generate.guidance import ContrastiveTopK
@@ -15,6 +18,7 @@ from cm3jax.models.config import cm3leon
 from cm3jax.models.transformer import Transformer
 from cm3jax.models.vqgan import VQGAN, VQGANConfig
 from cm3jax.tokens.document import Image, Text
+from cm3jax.tokens.image import decode_image, encode_png
 from cm3jax.tokens.text import train_text_tokenizer
 from cm3jax.tokens.vocabulary import Vocabulary
 
@@ -126,3 +130,95 @@ def test_bad_tasks_have_an_error_each_and_the_rest_goes_on(generator, picture):
     assert all(sample.error is None and sample.gaps[0] for sample in good)
     with pytest.raises(ValueError, match="generate: segment 0: an empty text"):
         generator.generate(text_to_image(""))
+
+
+@pytest.fixture
+def cm3(generator, picture, monkeypatch, tmp_path):
+    """Runs the command in a folder with a picture `dog.png` and its mask `tail.png`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TextImageModel, "load", lambda run, step: generator.model)
+    (tmp_path / "dog.png").write_bytes(encode_png(picture.pixels))
+    mask = np.zeros((16, 16, 3), np.uint8)
+    mask[6:9] = 255
+    (tmp_path / "tail.png").write_bytes(encode_png(mask))
+    return lambda *words: main(["--workdir", "run", "--max-text", "5", *map(str, words)])
+
+
+def test_the_command_keeps_the_likeliest_picture_and_tells_of_all(cm3, tmp_path, capsys):
+    assert cm3("--prompt", "a dog", "--n", 3, "--keep", 1, "--out", "new.png", "--guidance", 2) == 0
+    assert capsys.readouterr().out.split() == ["new.png"]
+    told = json.loads((tmp_path / "new.json").read_text())
+    scores = [candidate["score"] for candidate in told["candidates"]]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 3
+    assert {candidate["seed"] for candidate in told["candidates"]} == {0, 1, 2}
+    assert [candidate["pictures"] for candidate in told["candidates"]] == [["new.png"], [], []]
+    assert decode_image((tmp_path / "new.png").read_bytes()).shape == (16, 16, 3)
+
+
+def test_a_folder_of_prompts_is_resumed(cm3, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a dog\n\na red dog\n")
+    words = ("--prompts", "prompts.txt", "--out", "many", "--n", 2, "--cdk", 0.5, 3, "--mixture", "--guidance", 2)
+    assert cm3(*words) == 0
+    names = sorted(path.name for path in (tmp_path / "many").iterdir())
+    assert names == [f"0000{i}{end}" for i in (0, 1) for end in ("-0.png", "-1.png", ".json")]
+    content = (tmp_path / "many" / "00001.json").read_bytes()
+    (tmp_path / "many" / "00001.json").unlink()
+    kept = (tmp_path / "many" / "00000.json").stat().st_mtime_ns
+    assert cm3(*words) == 0
+    assert (tmp_path / "many" / "00001.json").read_bytes() == content
+    assert (tmp_path / "many" / "00000.json").stat().st_mtime_ns == kept
+    with pytest.raises(ValueError, match=r"00000.json was made with seed 0, now it is 1; give another folder"):
+        cm3(*words, "--seed", 1)
+
+
+def test_texts_edits_and_documents_by_command(cm3, tmp_path, capsys):
+    assert cm3("--image", "dog.png", "--caption") == 0
+    assert cm3("--image", "dog.png", "--question", "what?") == 0
+    assert cm3("--infill", "a <mask> dog") == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+    document = {"segments": [{"text": ["a ", None]}, {"image": "dog.png", "mask": "tail.png"}]}
+    (tmp_path / "page.json").write_text(json.dumps(document))
+    assert cm3("--document", "page.json", "--out", "page") == 0
+    told = json.loads((tmp_path / "page" / "page.json").read_text())["candidates"][0]
+    assert len(told["gaps"]) == 2 and told["texts"][0].startswith("a ")
+    assert told["pictures"] == ["page.png"] and (tmp_path / "page" / "page.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "page.json: not JSON"),
+        ("{}", 'page.json: expected {"segments"'),
+        ('{"segments": [{"sound": 1}]}', 'page.json: segment 0: {"sound": 1}, expected an object with text or image'),
+        ('{"segments": [{"text": 3}]}', "page.json: segment 0: text 3, expected a string, null"),
+        ('{"segments": [{"image": null, "size": 3}]}', "segment 0: unknown 'size', expected one of image, mask, rows"),
+    ],
+)
+def test_bad_document_files_are_refused(cm3, tmp_path, content, message):
+    (tmp_path / "page.json").write_text(content)
+    with pytest.raises(ValueError) as caught:
+        cm3("--document", "page.json", "--out", "page")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give exactly one of"),
+        (("--prompt", "a", "--infill", "b"), "give exactly one of"),
+        (("--prompt", "a"), "give --out"),
+        (("--image", "dog.png"), "give --image with exactly one of"),
+        (("--prompts", "x", "--out", "x.png"), "give a folder for several results"),
+        (("--prompt", "a", "--out", "x.png", "--keep", "2"), "expected 1 <= keep <= n"),
+        (("--prompt", "a", "--out", "x.png", "--mixture"), "--mixture needs --cdk"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused(cm3, capsys, words, message):
+    with pytest.raises(SystemExit):
+        cm3(*words)
+    assert message in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_too_long_is_told_of(cm3, capsys):
+    assert cm3("--prompt", "a dog " * 90, "--out", "x.png") == 2
+    assert "leaves no room for 16 new ones" in capsys.readouterr().err
