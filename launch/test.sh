@@ -36,4 +36,4 @@ done
 ensure_environment "[test]"
 cd "$ROOT"
 export JAX_PLATFORMS=cpu
-run "$VENV/bin/python" -m pytest -n 2 -m "not slow" "$@"
+run "$VENV/bin/python" -m pytest -n 2 --dist worksteal -m "not slow" "$@"

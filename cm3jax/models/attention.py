@@ -2,7 +2,6 @@
 
 from typing import Protocol, Self
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
