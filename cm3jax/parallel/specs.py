@@ -33,6 +33,7 @@ ACTIVATIONS: dict[str, P] = {
     "residual": P(BATCH, None, None),  # [B, L, d_model]
     "heads": P(BATCH, None, "tensor", None),  # [B, L, heads, head_dim]
     "hidden": P(BATCH, None, "tensor"),  # [B, L, d_ff]
+    "logits": P(BATCH, "tensor"),  # [B, vocabulary], of the next id
     "embedding_lookup": P(None, None),  # a table gathered whole before a lookup
     "unembedding": P("tensor", None),  # the output matrix as the loss uses it, once for all chunks of tokens
     "cache": P(BATCH, "tensor", None, None),  # [B, key heads, slots, head_dim], one layer
