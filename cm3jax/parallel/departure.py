@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import NoReturn
 
@@ -50,34 +50,40 @@ def joined(group: DistributedConfig | None) -> Iterator[None]:
         yield
         return
     initialize(group)
-    with Peers(group.heartbeat_seconds):
+    with Peers(group.heartbeat_seconds) as peers:
         try:
             yield
         except BaseException as error:
             logger.debug("failed", exc_info=True)
-            leave(error)
+            leave(error, peers.names)
 
 
-def leave(error: BaseException) -> NoReturn:
+def leave(error: BaseException, names: Sequence[str]) -> NoReturn:
     """Ends this process after an error, with a message that says which process is gone or failed, too.
 
     An orderly exit would wait minutes for processes that will never come.
+
+    Args:
+      names: of all processes, asked for in time: it may be the first process that is gone, and all names with it.
     """
     own = f"{type(error).__name__}: {error}"
     try:
         publish("error", own)
         meet("roll-call", "the roll call after an error", ROLL_CALL_SECONDS)
-        others = [f"{describe(i)}: {text}" for i, text in published("error").items() if text != own]
+        others = [f"{names[i]}: {text}" for i, text in published("error").items() if text != own]
         logger.error("%s", "; ".join([own, *others]))
     except BarrierError as absence:
         logger.error("%s; %s", own, absence)
     except jax.errors.JaxRuntimeError as failure:
-        logger.error("%s; the first process does not answer: %s", own, failure)
+        logger.error("%s; %s does not answer: %s", own, names[0], failure)
     _exit()
 
 
 class Peers:
     """Context that listens to the other processes and explains an abort by the silence of one of them.
+
+    Attributes:
+      names: of all processes.
 
     Args:
       heartbeat_seconds: silence after which the service aborts.
@@ -85,7 +91,7 @@ class Peers:
 
     def __init__(self, heartbeat_seconds: float):
         self._pause = heartbeat_seconds / 5
-        self._names = [describe(i) for i in range(jax.process_count())]
+        self.names = [describe(i) for i in range(jax.process_count())]
         self._heard: dict[int, tuple[str, float]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="peers", daemon=True)
@@ -121,10 +127,10 @@ class Peers:
         try:
             socket.create_connection(leader_address(), timeout=2).close()
             latest = time.monotonic() - 2.5 * self._pause
-            silent = [self._names[i] for i, (_, at) in sorted(self._heard.items()) if at < latest]
+            silent = [self.names[i] for i, (_, at) in sorted(self._heard.items()) if at < latest]
             message = f"{', '.join(silent) or 'another process'} fell silent"
         except OSError:
-            message = f"{self._names[0]} is gone"
+            message = f"{self.names[0]} is gone"
         print(f"cm3: {message}", file=sys.stderr, flush=True)
         _exit()
 
