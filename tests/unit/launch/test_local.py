@@ -63,6 +63,15 @@ def test_a_process_that_a_signal_ends_is_named_with_the_signal(shell, name):
     assert done.stderr.splitlines() == [f"launch/local.sh: process 0 was ended by {name}; the others have 9 s"]
 
 
+@pytest.fixture
+def interruptible():
+    """What a shell starts in the background ignores SIGINT, these tests perhaps, and so would all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("name", "status", "words"),
     [
