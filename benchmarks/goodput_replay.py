@@ -12,6 +12,8 @@ import dataclasses
 import datetime
 import math
 import platform
+import shlex
+import sys
 import tempfile
 from pathlib import Path
 
@@ -112,7 +114,9 @@ def report(costs: Costs, failures: Failures, origin: str) -> str:
     lines = [
         f"# Replay of {failures.count} failures in {failures.days:g} days",
         "",
-        f"{datetime.date.today()}, costs {origin} ({platform.machine()}): save stall {costs.stall:.3f} s, start and "
+        f"`{shlex.join(['python', *sys.argv])}`, {datetime.date.today()}",
+        "",
+        f"Costs {origin} ({platform.machine()}): save stall {costs.stall:.3f} s, start and "
         f"compilation {costs.start:.1f} s, between attempts {costs.between:.1f} s.",
         "",
         f"| saves every | goodput | {' | '.join(BUCKETS)} |",

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -247,6 +248,7 @@ def _header() -> dict[str, Any]:
 
     return {
         "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -264,7 +266,10 @@ def _write(report: dict[str, Any], folder: Path) -> None:
 
 
 def _table(report: dict[str, Any]) -> str:
-    head = f"# Training step, {report['date']}\n\n{report['device']}, {report['machine']}, jax {report['jax']}\n\n"
+    head = (
+        f"# Training step, {report['date']}\n\n`{report['command']}`\n\n"
+        f"{report['device']}, {report['machine']}, jax {report['jax']}\n\n"
+    )
     if "models" in report:
         names = list(report["models"][0])
         rows = [names, ["---"] * len(names), *([str(row[n]) for n in names] for row in report["models"])]

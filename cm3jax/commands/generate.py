@@ -13,11 +13,10 @@ from rich.progress import Progress
 from cm3jax.commands import HelpFormatter
 from cm3jax.generate.document_file import read_document, read_picture
 from cm3jax.generate.engine import EngineConfig
-from cm3jax.generate.generator import Generator, Sample
+from cm3jax.generate.generator import Generator, Sample, ranked
 from cm3jax.generate.guidance import ContrastiveTopK, alternate
 from cm3jax.generate.holes import HoledSegment
 from cm3jax.generate.output import is_done, write_item
-from cm3jax.generate.rerank import best_first
 from cm3jax.generate.sampler import SamplingConfig
 from cm3jax.generate.tasks import Steering, Task, answer, caption, edit, infill, text_to_image
 from cm3jax.tokens.document import Text
@@ -180,17 +179,11 @@ def _generate(generator: Generator, items: Sequence[Item], options: argparse.Nam
             name = items[place // options.n][0]
             found[name].append(sample)
             if len(found[name]) == options.n:
-                found[name] = _ranked(found[name])
+                found[name] = ranked(found[name])
                 _publish(targets[name], asked, found[name], options.keep or options.n)
 
         generator.complete(tasks, on_done=done)
     return found
-
-
-def _ranked(samples: Sequence[Sample]) -> list[Sample]:
-    good = sorted((sample for sample in samples if sample.error is None), key=lambda sample: sample.seed)
-    bad = [sample for sample in samples if sample.error is not None]
-    return [good[place] for place in best_first([sample.score for sample in good])] + bad
 
 
 def _publish(target: Path | None, asked: dict[str, Any], samples: Sequence[Sample], keep: int) -> None:

@@ -7,7 +7,6 @@ changes what a request gets.
 
 import collections
 import dataclasses
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,8 +24,6 @@ from cm3jax.generate.weights import WeightKind, prepare
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.parallel.specs import BATCH
 from cm3jax.tokens.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
 
 Done = Callable[[int, Completion], None]
 

@@ -112,7 +112,7 @@ class Generator:
         drafts = [draft for place, task in enumerate(tasks) for draft in self._drafts(place, task, n, finish)]
         while drafts:
             drafts = self._one_gap_more(drafts, finish)
-        return [self._ranked(sorted(found, key=lambda sample: sample.seed), scorer) for found in samples]
+        return [ranked(found, scorer) for found in samples]
 
     def image(self, pixels: np.ndarray) -> Image:
         """A picture [H, W, 3] of any size as the segment of a document: the centre square, with its codes."""
@@ -185,10 +185,12 @@ class Generator:
         assert segment.codes is not None
         return Image(self.model.image_tokenizer.decode(segment.codes[None])[0], segment.codes)
 
-    def _ranked(self, samples: list[Sample], scorer: Scorer | None) -> list[Sample]:
-        good = [sample for sample in samples if sample.error is None]
-        failed = [sample for sample in samples if sample.error is not None]
-        if scorer is not None and good:
-            scores = scorer([sample.document for sample in good if sample.document is not None])
-            good = [dataclasses.replace(s, score=float(score)) for s, score in zip(good, scores, strict=True)]
-        return [good[place] for place in best_first([sample.score for sample in good])] + failed
+
+def ranked(samples: Sequence[Sample], scorer: Scorer | None = None) -> list[Sample]:
+    """Samples of one task, best first (equal ones by seed), those with an error behind; `scorer` gives new scores."""
+    good = sorted((sample for sample in samples if sample.error is None), key=lambda sample: sample.seed)
+    failed = [sample for sample in samples if sample.error is not None]
+    if scorer is not None and good:
+        scores = scorer([sample.document for sample in good if sample.document is not None])
+        good = [dataclasses.replace(s, score=float(score)) for s, score in zip(good, scores, strict=True)]
+    return [good[place] for place in best_first([sample.score for sample in good])] + failed

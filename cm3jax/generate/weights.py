@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Int8
 from cm3jax.models.attention import Cache
 from cm3jax.models.config import TransformerConfig
 from cm3jax.models.transformer import Block, Transformer
-from cm3jax.parallel.specs import shardings, weight_specs
+from cm3jax.parallel.specs import INPUT_AXES, shardings, weight_specs
 
 WeightKind = Literal["compute", "int8"]
 AnyCache = TypeVar("AnyCache", bound=Cache)
@@ -42,10 +42,6 @@ class Int8Weight:
 
     def __getitem__(self, key: Any) -> Float[Array, "..."]:
         return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)[key]
-
-
-# The axes of each named matrix that are summed over.
-INPUTS = {"qkv": (0,), "attention_out": (0, 1), "mlp_up": (0,), "mlp_down": (0,)}
 
 
 @jax.tree_util.register_dataclass
@@ -110,10 +106,10 @@ def _in_compute_type(block: Block, dtype: jnp.dtype, kind: WeightKind) -> Block:
 
     def convert(param: Any) -> Any:
         name = param.get_metadata().get("spec", "replicated")
-        if name not in INPUTS:
+        if name not in INPUT_AXES:
             return param
         if kind == "int8":
-            return Int8Weight.of(param[...], INPUTS[name], dtype)
+            return Int8Weight.of(param[...], tuple(range(INPUT_AXES[name])), dtype)
         return param.replace(param[...].astype(dtype))
 
     return jax.tree.map(convert, block, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from cm3jax.kernels.attention import Mask, attention
 from cm3jax.models.clip_config import CLIPConfig, TowerConfig
-from cm3jax.models.layers import Norm, add_bias
+from cm3jax.models.layers import Norm, add_bias, project
 from cm3jax.parallel.specs import constrain
 
 # Of the released models, for pixels in [0, 1].
@@ -132,17 +132,17 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], mask: Mask) -> Float[Array, "B T D"]:
         x = constrain(x + self._attend(self.attention_norm(x), mask), "residual")
-        h = constrain(add_bias(self.mlp_norm(x) @ self.up[...].astype(x.dtype), self.up_bias), "hidden")
+        h = constrain(add_bias(project(self.mlp_norm(x), self.up), self.up_bias), "hidden")
         h = h * jax.nn.sigmoid(1.702 * h) if self.activation == "quick_gelu" else jax.nn.gelu(h, approximate=False)
-        return constrain(x + add_bias(h @ self.down[...].astype(x.dtype), self.down_bias), "residual")
+        return constrain(x + add_bias(project(h, self.down), self.down_bias), "residual")
 
     def _attend(self, x: Float[Array, "B T D"], mask: Mask) -> Float[Array, "B T D"]:
         q, k, v = (
-            constrain(add_bias(jnp.einsum("btd,dhk->bthk", x, w[...].astype(x.dtype)), b), "heads")
+            constrain(add_bias(project(x, w), b), "heads")
             for w, b in ((self.query, self.query_bias), (self.key, self.key_bias), (self.value, self.value_bias))
         )
         mixed = constrain(attention(q, k, v, mask), "heads")
-        return add_bias(jnp.einsum("bthk,hkd->btd", mixed, self.out[...].astype(x.dtype)), self.out_bias)
+        return add_bias(project(mixed, self.out), self.out_bias)
 
 
 def normalised(features: Float[Array, "... E"]) -> Float[Array, "... E"]:

@@ -9,11 +9,8 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from cm3jax.optim.moments import Kind, stored
-from cm3jax.parallel.specs import WEIGHTS
+from cm3jax.parallel.specs import INPUT_AXES, WEIGHTS
 
-# Hidden matrices by the name of their spec: how many of their axes are inputs, the rest are outputs. Heads are part of
-# the inputs or outputs they belong to; a leading axis of stacked layers is a batch of matrices.
-INPUT_AXES = {"qkv": 1, "attention_out": 2, "mlp_up": 1, "mlp_down": 1}
 # Root mean square of AdamW's updates, which Muon's are given too (arXiv 2502.16982, section 2.2): one learning rate and
 # one weight decay then suit both.
 UPDATE_RMS = 0.2

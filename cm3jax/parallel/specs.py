@@ -28,6 +28,9 @@ WEIGHTS: dict[str, P] = {
     "codebook": P("fsdp", None),  # [codes, dim]
 }
 
+# Hidden matrices: how many of their axes, counted from the first, are summed over in a product; the rest are outputs.
+INPUT_AXES = {"qkv": 1, "attention_out": 2, "mlp_up": 1, "mlp_down": 1}
+
 ACTIVATIONS: dict[str, P] = {
     "tokens": P(BATCH, None),  # [B, L]
     "residual": P(BATCH, None, None),  # [B, L, d_model]

@@ -40,7 +40,7 @@ def attention(
 ) -> Float[Array, "B T H K"]:
     """softmax(q k^T / sqrt(K)) v over the keys that `mask` shows; G key heads serve H query heads.
 
-    Queries with positions of their own (those of a cache) always take the dense kernel. For a whole sequence `auto` is
+    Queries with positions of their own always take the dense kernel. For a whole sequence `auto` is
     splash on TPUs, cuDNN on NVIDIA GPUs and chunked elsewhere; what cannot run is replaced by chunked, with a warning.
     """
     if mask.positions is not None:
