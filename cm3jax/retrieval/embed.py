@@ -27,7 +27,7 @@ from cm3jax.retrieval.embeddings import (
     EmbeddingsManifest,
     RetrievalError,
     content_fingerprint,
-    open_shard,
+    is_whole,
     row_type,
     shard_path,
 )
@@ -101,7 +101,7 @@ def embed(
     paths = [shard_path(out, "embeddings", shard, count) for shard in range(count)]
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for shard in range(process, count, processes):
-            if not _finished(paths[shard], manifest.width, len(indexes[shard])):
+            if not is_whole(paths[shard], row_type(manifest.width), len(indexes[shard])):
                 rows = job.rows(indexes[shard], int(starts[shard]), pool)
                 write_array(paths[shard], rows)
                 logger.info("%s: %d records", paths[shard], len(rows))
@@ -118,17 +118,6 @@ def write_array(path: pathlib.Path, rows: Shaped[np.ndarray, " N"]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, rows, allow_pickle=False)
     write_atomic(path, buffer.getvalue())
-
-
-def _finished(path: pathlib.Path, width: int, rows: int) -> bool:
-    if not path.exists():
-        return False
-    try:
-        open_shard(path, row_type(width), rows)
-    except RetrievalError as error:
-        logger.warning("written again: %s", error)
-        return False
-    return True
 
 
 class _Job:

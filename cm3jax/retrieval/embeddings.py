@@ -8,6 +8,7 @@ manifest.json                   written last: what the vectors were made from; w
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped
 
 from cm3jax import config
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -74,6 +77,18 @@ def open_shard(path: pathlib.Path, dtype: np.dtype, rows: int) -> Shaped[np.ndar
     if content.dtype != dtype or content.shape != (rows,):
         raise RetrievalError(f"{path}: {content.shape} of {content.dtype}, expected {(rows,)} of {dtype}")
     return content
+
+
+def is_whole(path: pathlib.Path, kind: np.dtype, rows: int) -> bool:
+    """Whether a shard is there as it should be; of a damaged one it is said that it will be written again."""
+    if not path.exists():
+        return False
+    try:
+        open_shard(path, kind, rows)
+    except RetrievalError as error:
+        logger.warning("written again: %s", error)
+        return False
+    return True
 
 
 def content_fingerprint(paths: Sequence[pathlib.Path]) -> str:

@@ -23,7 +23,7 @@ from cm3jax.retrieval.embeddings import (
     RetrievalError,
     complete,
     content_fingerprint,
-    open_shard,
+    is_whole,
     shard_path,
 )
 from cm3jax.retrieval.hits import Backend, Hits
@@ -82,7 +82,8 @@ def find_neighbours(
         claim(out, config.to_dict(manifest), RetrievalError)
     barrier("the settings of the neighbour table")
     paths = [shard_path(out, "neighbours", shard, len(manifest.shards)) for shard in range(len(manifest.shards))]
-    mine = [s for s in range(process, len(paths), processes) if not _finished(paths[s], manifest, s)]
+    kind = table_type(selection.candidates)
+    mine = [s for s in range(process, len(paths), processes) if not is_whole(paths[s], kind, manifest.shards[s])]
     if mine:
         job = _Job(queries, memory, selection, backend, mesh)
         for shard in mine:
@@ -94,17 +95,6 @@ def find_neighbours(
         manifest = dataclasses.replace(manifest, content=content_fingerprint(paths))
         write_atomic(out / MANIFEST, (json.dumps(config.to_dict(manifest), indent=2) + "\n").encode())
     barrier("the manifest of the neighbour table")
-
-
-def _finished(path: pathlib.Path, manifest: TableManifest, shard: int) -> bool:
-    if not path.exists():
-        return False
-    try:
-        open_shard(path, table_type(manifest.selection.candidates), manifest.shards[shard])
-    except RetrievalError as error:
-        logger.warning("written again: %s", error)
-        return False
-    return True
 
 
 class _Job:
