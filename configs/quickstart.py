@@ -34,6 +34,7 @@ SIZES = {
             "disc_start": None,
         },
         "encoder": {"width": 128, "layers": 2, "steps": 400, "batch_size": 64},
+        "selection": {},
         "retrieved": 1,
         "lm": {
             "d_model": 160,
@@ -62,6 +63,8 @@ SIZES = {
             "disc_start": 3,
         },
         "encoder": {"width": 32, "layers": 1, "steps": 6, "batch_size": 16},
+        # An encoder of six updates finds all documents alike; none is refused for that.
+        "selection": {"max_score": 2.0, "max_similarity": 2.0},
         "retrieved": 1,
         "lm": {
             "d_model": 32,
@@ -99,7 +102,7 @@ def get_config(size: str = "laptop") -> ConfigDict:
             "vocabulary": vocabulary,
             "vqgan": vqgan_run(image, **sizes["vqgan"]),
             "encoder": encoder_run(image.resolution, sizes["text_size"], **sizes["encoder"]),
-            "selection": {},
+            "selection": sizes["selection"],
             "lm": lm_run(vocabulary, sizes["retrieved"], valid_documents=sizes["valid_documents"], **sizes["lm"]),
             "reader": reader_run(image.resolution, **sizes["reader"]),
             "study": {
