@@ -83,12 +83,15 @@ class DocumentEncoder:
 
     def parts(self, documents: Sequence[Document]) -> tuple[Float32[np.ndarray, "B E"], Float32[np.ndarray, "B E"]]:
         """Features of the documents' pictures and of their texts, whole; 0 where a document has none."""
+        images, texts = (np.zeros((len(documents), self.config.embed_dim), np.float32) for _ in range(2))
         inputs = [self.inputs(document) for document in documents]
-        empty = np.zeros((self.config.image_size, self.config.image_size, 3), np.uint8)
-        shown = np.array([pixels is not None for _, pixels in inputs])[:, None]
-        said = np.array([bool(ids) for ids, _ in inputs])[:, None]
-        images = self.images(np.stack([empty if pixels is None else pixels for _, pixels in inputs])) * shown
-        return images, self.texts(np.stack([self.tokenizer.row(ids) for ids, _ in inputs])) * said
+        shown = {place: pixels for place, (_, pixels) in enumerate(inputs) if pixels is not None}
+        said = {place: self.tokenizer.row(ids) for place, (ids, _) in enumerate(inputs) if ids}
+        if shown:
+            images[list(shown)] = self.images(np.stack(list(shown.values())))
+        if said:
+            texts[list(said)] = self.texts(np.stack(list(said.values())))
+        return images, texts
 
     def _in_batches(self, function: Any, *columns: np.ndarray) -> Float32[np.ndarray, "B E"]:
         size, count = self.batch_size, len(columns[0])

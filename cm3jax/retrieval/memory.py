@@ -131,10 +131,10 @@ class Memory:
             raise ValueError(f"retrieve: {n} documents, expected at least 1")
         if not queries:
             return []
+        for number, query in enumerate(queries):
+            if not self.understands(query):
+                raise ValueError(f"retrieve: query {number} has neither text nor picture")
         images, texts = self.encoder.parts(queries)
-        empty = np.flatnonzero(~(np.any(images, axis=1) | np.any(texts, axis=1)))
-        if len(empty):
-            raise ValueError(f"retrieve: query {empty[0]} has neither text nor picture")
         rules = dataclasses.replace(
             self._selection, by_image=n, by_text=n, searched=max(n, self._selection.searched), query_dropout=0.0
         )
@@ -145,6 +145,11 @@ class Memory:
             [self._document(int(found.ids[row, place]), float(found.scores[row, place])) for place in places]
             for row, places in enumerate(in_turns(found, n, rules))
         ]
+
+    def understands(self, query: Document) -> bool:
+        """Whether the query has a text that the encoder has ids for, or a picture."""
+        ids, pixels = self.encoder.inputs(query)
+        return bool(ids) or pixels is not None
 
     def _document(self, row: int, score: float) -> Retrieved:
         record = self.records[row]
