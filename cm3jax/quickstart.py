@@ -31,10 +31,11 @@ from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.retrieval.backends import BackendConfig
 from cm3jax.retrieval.embed import embed
 from cm3jax.retrieval.embeddings import Embeddings
-from cm3jax.retrieval.encoder import DocumentEncoder, load_encoder
+from cm3jax.retrieval.encoder import load_encoder
 from cm3jax.retrieval.find_neighbours import find_neighbours
 from cm3jax.retrieval.memory import Memory
 from cm3jax.retrieval.neighbours import NeighbourTable
+from cm3jax.retrieval.places import Places, write_places
 from cm3jax.retrieval.select import SelectionConfig
 from cm3jax.stages import Stages
 from cm3jax.tasks.lm import DatasetConfig
@@ -171,20 +172,17 @@ class _Quickstart:
             numbers[split] = {name: getattr(manifest, name) for name in ("records", "tokens", "rejects")}
         return numbers
 
-    def load_encoder(self) -> DocumentEncoder:
-        assert self.encoder.clip
-        mesh = make_mesh(MeshConfig(), jax.local_devices())
-        return load_encoder(self.workdir / "encoder", mesh, batch_size=self.encoder.clip.batch_size)
-
     def memory(self, folder: Path) -> dict[str, Any]:
         """Embeds all records; the neighbours of both splits are documents of the training split."""
-        encoder, rules, numbers = self.load_encoder(), self.config.selection, {}
-        for split in SPLITS:
-            records = Records(self.workdir / "records" / split)
-            out = self._embeddings(split)
-            embed(records, self.open(split), encoder, out, query_dropout=rules.query_dropout)
-        bank = Embeddings(self._embeddings("train"))
+        assert self.encoder.clip
+        run, rules, numbers = self.workdir / "encoder", self.config.selection, {}
         mesh = make_mesh(MeshConfig(), jax.local_devices())
+        encoder = load_encoder(run, mesh, batch_size=self.encoder.clip.batch_size)
+        for split in SPLITS:
+            records, out = self.workdir / "records" / split, self._embeddings(split)
+            embed(Records(records), self.open(split), encoder, out, query_dropout=rules.query_dropout)
+            write_places(out, Places(str(records), str(run)))
+        bank = Embeddings(self._embeddings("train"))
         for split in SPLITS:
             queries, out = Embeddings(self._embeddings(split)), self._neighbours(split)
             find_neighbours(queries, [bank], out, rules, BackendConfig(), mesh)
@@ -206,32 +204,26 @@ class _Quickstart:
     def study(self, folder: Path) -> dict[str, Any]:
         run = self.workdir / "decoder"
         trained = TextImageModel.load(run)
+        retrieval = None
+        if self.retrieved:
+            memory = Memory.load(self._embeddings("train"), selection=self.config.selection)
+            retrieval = Retrieval(memory, self.retrieved)
+            self._show_neighbours(folder)
         models = Models(
             trained=trained,
             untrained=trained.untrained(),
             image_tokenizer=trained.image_tokenizer,
             reader=load_reader(self.workdir / "reader") if self.embedded else None,
-            retrieval=self._retrieval() if self.retrieved else None,
+            retrieval=retrieval,
         )
         fitting = (document for document in usable(self.open("valid")) if trained.fits(texts(document)[0]))
         documents = list(itertools.islice(fitting, self.config.study.documents))
-        if self.retrieved:
-            self._show_neighbours(folder)
         return study(models, documents, self.config.study, folder)
 
     def _show_neighbours(self, folder: Path) -> None:
         records = {split: (Records(self.workdir / "records" / split), self.open(split)) for split in SPLITS}
         table, size = NeighbourTable(self._neighbours("valid")), records["valid"][0].manifest.image_size
         save_neighbours(folder, table, records["valid"], records["train"], self.config.study.shown, size)
-
-    def _retrieval(self) -> Retrieval:
-        memory = Memory.load(
-            self._embeddings("train"),
-            records=self.workdir / "records" / "train",
-            encoder=self.load_encoder(),
-            selection=self.config.selection,
-        )
-        return Retrieval(memory, self.retrieved)
 
 
 def _decides(config: Config) -> dict[str, Any]:

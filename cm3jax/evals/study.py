@@ -30,6 +30,7 @@ from cm3jax.tokens.document import Document, Image, pictures, texts
 from cm3jax.tokens.image import fit, to_float
 
 RETRIEVED = "with retrieved documents"  # the trained model, where `trained` is the same one without
+CAPTION_MARKS = 6  # of a prompt for a caption: `</s> <sentinel:0> <break> image </s> <sentinel:0>`, and `<eoss>`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,12 @@ def _with_retrieved(
 ) -> tuple[UInt8[np.ndarray, "N H W 3"], list[str]]:
     """A picture for each caption and a caption for each image, with what is retrieved by it in front."""
     generator = Generator(models.trained, memory=retrieval.memory)
-    settings: dict[str, Any] = {"image": config.image, "text": config.text, "retrieve": retrieval.documents}
+    # Each document has its share of the model's length; what a caption might need beyond its own, it would take from
+    # the room of the retrieved ones.
+    share = models.trained.config.max_len // (1 + retrieval.documents)
+    max_text = share - models.image_tokenizer.image_tokens - CAPTION_MARKS
+    settings: dict[str, Any] = {"image": config.image, "text": config.text, "max_text": max_text}
+    settings |= {"retrieve": retrieval.documents}
     tasks = [
         Task(text_to_image(text), config.seed + i, Steering(config.guidance), **settings)
         for i, text in enumerate(captions)
