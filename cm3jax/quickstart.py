@@ -109,7 +109,7 @@ class _Quickstart:
         assert config.vqgan.vqgan and config.encoder.clip and config.lm.lm and config.reader.reader
         images = dataclasses.replace(config.vqgan.vqgan.data, source=self.specs["train"], valid=self.specs["valid"])
         self.vqgan = dataclasses.replace(config.vqgan, vqgan=dataclasses.replace(config.vqgan.vqgan, data=images))
-        sources = {"source": self.specs["train"], "valid": self.specs["valid"]}
+        sources: dict[str, Any] = {"source": self.specs["train"], "valid": self.specs["valid"]}
         clip = dataclasses.replace(config.encoder.clip, tokenizer=str(self.text_model), **sources)
         self.encoder = dataclasses.replace(config.encoder, clip=clip)
         self.retrieved = config.lm.lm.retrieved
@@ -123,7 +123,7 @@ class _Quickstart:
         reader = dataclasses.replace(config.reader.reader, **sources)
         self.reader = dataclasses.replace(config.reader, reader=reader)
 
-    def _datasets(self) -> dict[str, tuple[DatasetConfig, ...]]:
+    def _datasets(self) -> dict[str, Any]:
         """Records to train on and to validate on; both retrieve from those to train on."""
         paths = {split: str(self.workdir / "records" / split) for split in SPLITS}
         if not self.retrieved:
@@ -175,7 +175,8 @@ class _Quickstart:
     def memory(self, folder: Path) -> dict[str, Any]:
         """Embeds all records; the neighbours of both splits are documents of the training split."""
         assert self.encoder.clip
-        run, rules, numbers = self.workdir / "encoder", self.config.selection, {}
+        run, rules = self.workdir / "encoder", self.config.selection
+        numbers: dict[str, Any] = {}
         mesh = make_mesh(MeshConfig(), jax.local_devices())
         encoder = load_encoder(run, mesh, batch_size=self.encoder.clip.batch_size)
         for split in SPLITS:
