@@ -94,12 +94,8 @@ def study(models: Models, documents: Sequence[Document], config: StudyConfig, fo
         segments = [Image(pixels, row) for pixels, row in zip(originals, codes, strict=True)]
         drawn[RETRIEVED], written[RETRIEVED] = _with_retrieved(models, models.retrieval, captions, segments, config)
     shown = config.shown
-    np.savez_compressed(
-        folder / "pictures.npz",
-        originals=originals[:shown],
-        reconstructions=reconstructions[:shown],
-        **{name: images[:shown] for name, images in drawn.items()},
-    )
+    kept: dict[str, Any] = {"originals": originals, "reconstructions": reconstructions} | drawn
+    np.savez_compressed(folder / "pictures.npz", **{name: images[:shown] for name, images in kept.items()})
     shown_texts = {"captions": captions[:shown], **{name: lines[:shown] for name, lines in written.items()}}
     write_atomic(folder / "texts.json", json.dumps(shown_texts, indent=2).encode())
     average = np.broadcast_to(originals.mean(axis=0).round().astype(np.uint8), originals.shape)
