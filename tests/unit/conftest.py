@@ -43,7 +43,7 @@ def generator(tmp_path_factory) -> Generator:
     lines = ["a red dog on the grass"] * 9
     text = train_text_tokenizer(lines, 300, tmp_path_factory.mktemp("text") / "text.model")
     images = ImageTokenizer(IMAGES, random_params(lambda: VQGAN(IMAGES, nnx.Rngs(0))), "random", batch_size=2)
-    config = cm3leon(16, 1, 2, VOCABULARY.size, 96)
+    config = cm3leon(16, 1, 2, VOCABULARY.size, 128)
     params = random_params(lambda: Transformer(config, nnx.Rngs(0)))
     return Generator(TextImageModel(config, params, VOCABULARY, text, images))
 
