@@ -34,8 +34,8 @@ SIZES = {
             "disc_start": None,
         },
         "encoder": {"width": 128, "layers": 2, "steps": 400, "batch_size": 64},
-        # The paper's 0.9 is for photographs. Scenes have no near-duplicates: what an encoder this small scores above 0.9
-        # has the place, the sky and the color of the query, and another layout. Only copies are refused
+        # The paper's 0.9 is for photographs. Scenes have no near-duplicates: what an encoder this small scores above
+        # 0.9 has the place, the sky and the color of the query, and another layout. Only copies are refused
         # (docs/retrieval.md has the figures).
         "selection": {"max_score": 1.0, "max_similarity": 0.999},
         "retrieved": 1,
