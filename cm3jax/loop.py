@@ -117,6 +117,12 @@ def run(task: Task, config: RunConfig, workdir: Path, *, seed: int, fingerprint:
     return state
 
 
+def evaluate(task: Task, config: RunConfig, state: TrainState) -> dict[str, float]:
+    """What `task.evaluate` says of a state that `run` returned, perhaps of a task with other data."""
+    with jax.set_mesh(make_mesh(config.mesh)):
+        return task.evaluate(state)
+
+
 def evaluate_untrained(task: Task, config: RunConfig, seed: int) -> dict[str, float]:
     """What `task.evaluate` says of the state that training starts from."""
     mesh = make_mesh(config.mesh)

@@ -3,6 +3,7 @@
     cm3 quickstart --config configs/quickstart.py:laptop
 
 Sizes: `laptop` (two CPU cores, below twenty minutes) and `tiny` (a minute; shows that everything runs, learns little).
+`retrieved` 0 trains a decoder on documents that stand alone, without encoder and memory.
 """
 
 import copy
@@ -12,7 +13,9 @@ from ml_collections import ConfigDict
 
 from cm3jax.data.scenes.space import ATTRIBUTES
 from cm3jax.models import vqgan
+from cm3jax.models.clip_config import small
 from cm3jax.models.config import chameleon
+from cm3jax.tokens.vocabulary import Vocabulary
 
 SENTINELS = 16
 
@@ -30,14 +33,20 @@ SIZES = {
             "learning_rate": 2e-3,
             "disc_start": None,
         },
+        "encoder": {"width": 128, "layers": 2, "steps": 400, "batch_size": 64},
+        # The paper's 0.9 is for photographs. Scenes have no near-duplicates: what an encoder this small scores above
+        # 0.9 has the place, the sky and the color of the query, and another layout. Only copies are refused
+        # (docs/retrieval.md has the figures).
+        "selection": {"max_score": 1.0, "max_similarity": 0.999},
+        "retrieved": 1,
         "lm": {
             "d_model": 160,
             "n_layers": 4,
             "n_heads": 5,
             "d_ff": 432,
-            "length": 96,
+            "document_tokens": 96,
             "steps": 2_000,
-            "batch_size": 16,
+            "batch_size": 8,
             "learning_rate": 3e-3,
         },
         "reader": {"steps": 800, "channels": 64},
@@ -56,12 +65,16 @@ SIZES = {
             "learning_rate": 1e-3,
             "disc_start": 3,
         },
+        "encoder": {"width": 32, "layers": 1, "steps": 6, "batch_size": 16},
+        # An encoder of six updates finds all documents alike; none is refused for that.
+        "selection": {"max_score": 2.0, "max_similarity": 2.0},
+        "retrieved": 1,
         "lm": {
             "d_model": 32,
             "n_layers": 2,
             "n_heads": 2,
             "d_ff": 96,
-            "length": 160,
+            "document_tokens": 160,
             "steps": 6,
             "batch_size": 4,
             "learning_rate": 2e-3,
@@ -91,7 +104,9 @@ def get_config(size: str = "laptop") -> ConfigDict:
             "text_documents": sizes["text_documents"],
             "vocabulary": vocabulary,
             "vqgan": vqgan_run(image, **sizes["vqgan"]),
-            "lm": lm_run(vocabulary, **sizes["lm"]),
+            "encoder": encoder_run(image.resolution, sizes["text_size"], **sizes["encoder"]),
+            "selection": sizes["selection"],
+            "lm": lm_run(vocabulary, sizes["retrieved"], valid_documents=sizes["valid_documents"], **sizes["lm"]),
             "reader": reader_run(image.resolution, **sizes["reader"]),
             "study": {
                 **sizes["study"],
@@ -131,17 +146,45 @@ def vqgan_run(image, steps: int, batch_size: int, learning_rate: float, disc_sta
     }
 
 
+def encoder_run(resolution: int, text_size: int, width: int, layers: int, steps: int, batch_size: int) -> dict:
+    model = small(resolution, text_size, Vocabulary().eos, context=40, width=width, layers=layers)
+    return {
+        "task": "clip",
+        "run": run(steps),
+        "clip": {
+            "model": dataclasses.asdict(model),
+            "tokenizer": "text.model",
+            "source": "scenes",
+            "batch_size": batch_size,
+            "valid_pairs": 256,
+            "optim": {
+                "learning_rate": 1e-3,
+                "warmup_steps": steps // 10,
+                "weight_decay": 0.1,
+                "decay": "cosine",
+                "final_ratio": 0.0,
+                "b2": 0.98,
+                "eps": 1e-6,
+            },
+        },
+    }
+
+
 def lm_run(
     vocabulary: dict[str, int],
+    retrieved: int,
+    valid_documents: int,
     d_model: int,
     n_layers: int,
     n_heads: int,
     d_ff: int,
-    length: int,
+    document_tokens: int,
     steps: int,
     batch_size: int,
     learning_rate: float,
 ) -> dict:
+    documents = 1 + retrieved
+    length = documents * document_tokens
     # With query-key norm and rotary positions a small decoder learns in half the updates (docs/model.md).
     model = dataclasses.replace(
         chameleon(d_model, n_layers, n_heads, n_heads, d_ff, vocabulary["size"], length),
@@ -158,11 +201,13 @@ def lm_run(
             "vocabulary": vocabulary,
             "image_tokenizer": "image_tokenizer",
             "text_tokenizer": "text.model",
-            # One document a sequence, and in most of them the caption or the picture masked whole: what a caption says
+            # One sample a sequence, and in most documents the caption or the picture masked whole: what a caption says
             # of its picture is then learnt soonest.
-            "plan": {"length": length, "packing": "whole", "span_rate": 1.25, "max_spans": 1},
+            "plan": {"length": length, "packing": "whole", "span_rate": 1.25 * documents, "max_spans": documents},
             "cm3": {"whole_segment": 1.0},
+            "retrieved": retrieved,
             "batch_size": batch_size,
+            "valid_batches": valid_documents // batch_size,
             "loss_chunk": 4096,
             "optim": {"learning_rate": learning_rate, "warmup_steps": steps // 20, "b2": 0.98},
         },

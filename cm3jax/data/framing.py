@@ -9,7 +9,7 @@ framed document (position 0 is the mark in front), so marks need no rows of thei
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int32, Int64, Integer, UInt8
+from jaxtyping import Bool, Int32, Int64, Integer, Shaped, UInt8
 
 from cm3jax.data.samples import Samples
 from cm3jax.tokens.vocabulary import Vocabulary
@@ -55,3 +55,15 @@ def framed_ids(ids: Integer[np.ndarray, " N"], frame: int, vocabulary: Vocabular
     if closes:
         framed[-1] = vocabulary.eos
     return framed
+
+
+def query_tokens(pieces: Shaped[np.ndarray, " K"]) -> Bool[np.ndarray, " S"]:
+    """Which tokens of `pieces` (dtype `PIECE`), one after the other, are of a query: the last document of its sample.
+
+    The `</s>` behind the query counts, the mark in front does not: then the tokens are the same ones whether retrieved
+    documents stand in front or not.
+    """
+    parts = [
+        (np.arange(first, first + length) > 0) & bool(frame & CLOSES) for _, first, length, frame in pieces.tolist()
+    ]
+    return np.concatenate([np.zeros(0, bool), *parts])

@@ -1,6 +1,8 @@
 """Pairs of a picture and a caption, for the models that compare the two."""
 
 import functools
+import itertools
+import logging
 
 import numpy as np
 from jaxtyping import Int64
@@ -11,6 +13,8 @@ from cm3jax.data.sources.source import Reason, RejectError, Source
 from cm3jax.tokens.captions import CaptionTokenizer
 from cm3jax.tokens.document import pictures, texts
 from cm3jax.tokens.image import fit
+
+logger = logging.getLogger(__name__)
 
 
 class PairExamples:
@@ -42,17 +46,29 @@ class PairExamples:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """`image`: uint8 [S, S, 3]; `text`: int32 [context].
 
+        A document that is no pair gives its place to the next one.
+
         Raises:
           IndexError: a negative index.
-          RejectError: a document without text or without picture.
+          RejectError: no document of the source is a pair.
         """
         if index < 0:
             raise IndexError(f"example {index}, expected >= 0")
         epoch, i = divmod(index, len(self.source))
-        return self.document(int(self._permutation(epoch)[i]))
+        first, count = int(self._permutation(epoch)[i]), len(self.source)
+        for document in itertools.chain(range(first, count), range(first)):
+            try:
+                return self.document(document)
+            except RejectError as error:
+                logger.warning("document %d of %s is replaced by the next: %s", document, self.source.name, error)
+        raise RejectError(Reason.NO_CAPTION, f"none of {count} documents of {self.source.name} is a pair")
 
     def document(self, index: int) -> dict[str, np.ndarray]:
-        """Document `index` of the source as an example."""
+        """Document `index` of the source as an example.
+
+        Raises:
+          RejectError: a document without text or without picture.
+        """
         if index in self._opened:
             return self._opened[index]
         document = self.source[index]

@@ -5,7 +5,7 @@ from jaxtyping import Int32, Shaped
 
 from cm3jax import config
 from cm3jax.data.cm3 import CM3Config, transform
-from cm3jax.data.framing import framed_ids
+from cm3jax.data.framing import framed_ids, query_tokens
 from cm3jax.data.plans import Plans
 from cm3jax.data.rng import Purpose, generator
 
@@ -50,3 +50,25 @@ class Sequences:
         if len(ids) != self.mixture.lengths[record]:
             raise ValueError(f"record {record} has {len(ids)} tokens, planned were {self.mixture.lengths[record]}")
         return framed_ids(ids, frame, self.mixture.vocabulary)[first : first + length]
+
+
+class CausalSequences(Sequences):
+    """Sequences as they stand, without masked spans, in which the tokens of the queries are known."""
+
+    def __init__(self, plans: Plans, config_: CM3Config):
+        """As `Sequences`.
+
+        Raises:
+          ValueError: the plans mask spans.
+        """
+        if plans.config.spans != "causal":
+            raise ValueError(f"spans {plans.config.spans!r}: tokens that move are no longer known, expected 'causal'")
+        super().__init__(plans, config_)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """As of `Sequences`, with `query` float32 [length + 1]: 1 for the tokens of queries (see `query_tokens`)."""
+        epoch, i = self.plans.locate(index)
+        marked = query_tokens(self.plans.epoch(epoch).pieces_of(i))
+        query = np.zeros(self.plans.config.length + 1, np.float32)
+        query[: len(marked)] = marked
+        return super().__getitem__(index) | {"query": query}

@@ -7,20 +7,32 @@ from typing import Any
 
 import numpy as np
 
+from cm3jax.evals.neighbour_pictures import load_neighbours
 from cm3jax.evals.report import Report
+from cm3jax.evals.study import RETRIEVED
 from cm3jax.metrics import read_metrics
 
 COLUMNS = ("trained", "untrained", "chance")
 MEANING = """
 **trained** is the model of this run, **untrained** the same networks with the weights they start from (pictures are
 drawn through the trained image tokenizer), **chance** what one gets without looking: the mean of the pictures
-for PSNR, uniform guessing over the ids for bits, naming a value at random for attributes. All figures are
-of held-out documents; scenes hold out whole combinations of subject, color and place.
+for PSNR, uniform guessing over the ids for bits, naming a value at random for attributes. All figures are of held-out
+documents, not of what was retrieved for them; scenes hold out whole combinations of subject, color and place.
 """
 READER = """
 Attributes of pictures are told by a small network that was trained on true pictures. Its own accuracy on held-out true
 pictures bounds what can be measured; its accuracy on reconstructions bounds what the decoder can reach with this image
 tokenizer.
+"""
+NEIGHBOURS = """
+Held-out documents and what stood in front of them when the decoder was evaluated: documents of the training split that
+the encoder found like them, by their picture and by their text, with the encoder's score. Near-duplicates of the query
+and of each other are passed over.
+"""
+ALONE = """
+One decoder, evaluated on the same tokens: those of the held-out documents themselves, with retrieved documents in front
+and alone. The neighbours of a held-out document are found by its own picture and text, as in training; when pictures
+and captions are generated, by the prompt alone.
 """
 
 
@@ -41,9 +53,13 @@ def write_report(records: dict[str, Any], workdir: Path, source: str, config: di
     if study:
         report.text(READER)
         report.table(_attributes(study), ("attribute accuracy", *_attribute_names(study), "mean", "95 % interval"))
+    if "alone" in records["decoder"]["numbers"]:
+        _retrieval(report, records, study, workdir / "study")
     _pictures(report, workdir / "study")
     report.section("Training")
     for stage, curves in _CURVES.items():
+        if stage not in records:
+            continue
         metrics = read_metrics(workdir / stage / "metrics.jsonl")
         for title, names, log in curves:
             report.curves({name: metrics[name] for name in names if name in metrics}, title, log=log)
@@ -59,6 +75,7 @@ _CURVES = {
         ("Image tokenizer: PSNR of training batches, dB", ("psnr",), False),
         ("Image tokenizer: codebook perplexity of a batch", ("codebook_perplexity",), False),
     ),
+    "encoder": (("Encoder: contrastive loss, nats", ("loss",), False),),
     "decoder": (
         ("Decoder: loss, nats per token", ("loss", "text_loss", "image_loss"), False),
         ("Decoder: tokens per second", ("tokens_per_second",), False),
@@ -68,7 +85,7 @@ _CURVES = {
 
 def _highlights(records: dict[str, Any], study: dict[str, Any]) -> dict[str, Any]:
     shown = {"PSNR, dB": round(records["image_tokenizer"]["numbers"]["trained"]["psnr"], 2)}
-    shown["bits per image token"] = round(records["decoder"]["numbers"]["trained"]["bits_per_image_token"], 2)
+    shown["bits per image token"] = round(records["decoder"]["numbers"]["trained"]["bits_per_query_image_token"], 2)
     for label, name in (
         ("text to image, attributes right", "text to image"),
         ("captions, attributes right", "caption"),
@@ -88,7 +105,11 @@ def _figures(records: dict[str, Any], study: dict[str, Any], config: dict[str, A
         ("image tokenizer: codes in use", _share(images["trained"]), _share(images["untrained"]), None),
         ("image tokenizer: codebook perplexity", *(images[c]["codebook_perplexity"] for c in COLUMNS[:2]), None),
         *(
-            (f"decoder: bits per {kind} token", *(decoder[c][f"bits_per_{kind}_token"] for c in COLUMNS[:2]), bits)
+            (
+                f"decoder: bits per {kind} token",
+                *(decoder[c][f"bits_per_query_{kind}_token"] for c in COLUMNS[:2]),
+                bits,
+            )
             for kind, bits in uniform.items()
         ),
     ]
@@ -97,6 +118,38 @@ def _figures(records: dict[str, Any], study: dict[str, Any], config: dict[str, A
             shares = [study[f"{label}, {column}"]["mean"] for column in COLUMNS[:2]]
             rows.append((f"{label}: attributes right", *map(_percent, (*shares, study["chance"]["mean"]))))
     return rows
+
+
+def _retrieval(report: Report, records: dict[str, Any], study: dict[str, Any], folder: Path) -> None:
+    report.section("Retrieval")
+    report.text(ALONE)
+    decoder = records["decoder"]["numbers"]
+    rows: list[tuple[Any, ...]] = [
+        (
+            f"decoder: bits per {kind}token of the query",
+            *(decoder[c][f"bits_per_query_{kind.replace(' ', '_')}token"] for c in ("trained", "alone")),
+        )
+        for kind in ("", "text ", "image ")
+    ]
+    for label in ("text to image", "caption"):
+        if study:
+            shares = (study[f"{label}, {name}"]["mean"] for name in (RETRIEVED, "trained"))
+            rows.append((f"{label}: attributes right", *map(_percent, shares)))
+    report.table(rows, ("figure", "with retrieved documents", "without"))
+    encoder = records["encoder"]["numbers"]["trained"]
+    report.table(
+        [
+            (
+                way.replace("_", " "),
+                *map(_percent, (encoder[f"{way}_recall_{k}"] for k in (1, 10))),
+                _percent(encoder[f"{way}_chance_10"]),
+            )
+            for way in ("text_to_image", "image_to_text")
+        ],
+        ("encoder: held-out pairs", "recall at 1", "at 10", "at 10 by chance"),
+    )
+    report.text(NEIGHBOURS)
+    report.image_grid(load_neighbours(folder))
 
 
 def _attributes(study: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -120,9 +173,10 @@ def _pictures(report: Report, folder: Path) -> None:
         found = {name: arrays[name] for name in arrays.files}
     report.section("Text to image")
     report.text("Pictures for captions of held-out documents: true picture, drawn by the trained and untrained model.")
+    drawn = [name for name in ("trained", RETRIEVED, "untrained") if name in found]
     report.image_grid(
         [
-            [(found["originals"][i], caption), (found["trained"][i], "trained"), (found["untrained"][i], "untrained")]
+            [(found["originals"][i], caption), *((found[name][i], name) for name in drawn)]
             for i, caption in enumerate(texts["captions"])
         ]
     )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from cm3jax.config import ConfigError, fingerprint
 from cm3jax.data.cm3 import CM3Config
@@ -17,7 +17,7 @@ from cm3jax.data.mixture import Mixture
 from cm3jax.data.plan import PlanConfig
 from cm3jax.data.plans import Plans
 from cm3jax.data.records import Records
-from cm3jax.data.sequences import Sequences
+from cm3jax.data.sequences import CausalSequences, Sequences
 from cm3jax.kernels.cross_entropy import cross_entropy
 from cm3jax.models.config import TransformerConfig
 from cm3jax.models.transformer import Transformer
@@ -117,9 +117,9 @@ class LMTask:
         return Sequences(self._plans(self.config.train, self.config.plan, self.seed), self.config.cm3)
 
     @functools.cached_property
-    def _validation(self) -> Sequences:
+    def _validation(self) -> CausalSequences:
         causal = dataclasses.replace(self.config.plan, spans="causal")
-        return Sequences(self._plans(self.config.valid, causal, 0), self.config.cm3)
+        return CausalSequences(self._plans(self.config.valid, causal, 0), self.config.cm3)
 
     def _plans(self, datasets: tuple[DatasetConfig, ...], plan: PlanConfig, seed: int) -> Plans:
         parts = [Records(dataset.path) for dataset in datasets]
@@ -186,9 +186,17 @@ class LMTask:
             chunk=self.config.loss_chunk,
         )
         nll = found.nll.reshape(targets.shape)
-        masks = {"loss": weights, "text_loss": weights * self.vocabulary.is_text(targets)}
-        masks["image_loss"] = weights * self.vocabulary.is_image(targets)
+        masks = self._by_modality("", weights, targets)
+        if "query" in batch:
+            masks |= self._by_modality("query_", weights * batch["query"][:, 1:], targets)
         return found.loss_sum, {name: jnp.stack([(nll * mask).sum(), mask.sum()]) for name, mask in masks.items()}
+
+    def _by_modality(
+        self, part: str, weights: Float[Array, "B L"], targets: Int[Array, "B L"]
+    ) -> dict[str, Float[Array, "B L"]]:
+        """The weights of all targets, of those that are text, and of those that are image."""
+        kinds = {"text_": self.vocabulary.is_text(targets), "image_": self.vocabulary.is_image(targets)}
+        return {f"{part}loss": weights} | {f"{part}{kind}loss": weights * there for kind, there in kinds.items()}
 
     def _target_weights(self, batch: Batch) -> Float[Array, "B L"]:
         weights = batch["weights"][:, 1:]
@@ -198,7 +206,10 @@ class LMTask:
         return weights * (samples[:, 1:] == samples[:, :-1])
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Bits per token of causal validation sequences (text, `<break>`, image): all, text, image."""
+        """Bits per token of causal validation sequences (text, `<break>`, image): all, text, image.
+
+        And the same of the query documents alone, the last of each sample, whatever was retrieved for them.
+        """
         sequences = len(self._validation.plans.epoch(0))
         # Fewer sequences than a batch has: some are read twice.
         steps = max(1, min(self.config.valid_batches, sequences // self.batch_size))
@@ -208,9 +219,11 @@ class LMTask:
             sums = jax.device_get(self._valid_step(state.params, batch))
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         return {
-            bits: float(totals[name][0] / max(totals[name][1], 1.0)) / math.log(2) for name, bits in MODALITIES.items()
+            bits: float(totals[name][0] / max(totals[name][1], 1.0)) / math.log(2)
+            for name, bits in (MODALITIES | QUERY_MODALITIES).items()
         }
 
 
 # Metric of the training step (nats) and its name at evaluation (bits).
 MODALITIES = {"loss": "bits_per_token", "text_loss": "bits_per_text_token", "image_loss": "bits_per_image_token"}
+QUERY_MODALITIES = {f"query_{name}": bits.replace("per", "per_query") for name, bits in MODALITIES.items()}

@@ -9,12 +9,16 @@ import sys
 import numpy as np
 import pytest
 
+from cm3jax.data.records import Records
+from cm3jax.evals.neighbour_pictures import load_neighbours
 from cm3jax.metrics import read_metrics
+from cm3jax.retrieval.neighbours import NeighbourTable
 from cm3jax.tokens.image import decode_image
 
 pytestmark = pytest.mark.e2e
 
 STAGES = ("text_tokenizer", "image_tokenizer", "records", "decoder", "study")
+RETRIEVAL = ("encoder", "memory")
 
 
 @pytest.fixture(scope="session")
@@ -53,14 +57,15 @@ def scenes(cm3, tmp_path_factory):
     return workdir
 
 
-def check_run(workdir, embedded):
-    for stage in (*STAGES, *(["reader"] if embedded else [])):
+def check_run(workdir, embedded, retrieved=True):
+    for stage in (*STAGES, *(RETRIEVAL if retrieved else ()), *(["reader"] if embedded else [])):
         assert json.loads((workdir / stage / "done.json").read_text())["numbers"], stage
     report = (workdir / "report.html").read_text()
     assert "Numbers" in report and "data:image/png;base64" in report
     decoder = json.loads((workdir / "decoder" / "done.json").read_text())["numbers"]
     assert decoder["trained"]["bits_per_token"] < decoder["untrained"]["bits_per_token"]
     assert ("attribute accuracy" in report) == embedded
+    assert ("with retrieved documents" in report) == (workdir / "memory").exists() == ("alone" in decoder) == retrieved
 
 
 def test_scenes_end_to_end(scenes):
@@ -70,7 +75,7 @@ def test_scenes_end_to_end(scenes):
 def test_a_second_run_skips_every_stage(scenes, cm3):
     before = {path: path.stat().st_mtime_ns for path in scenes.rglob("done.json")}
     done = cm3("quickstart", "--workdir", scenes, "--config", "configs/quickstart.py:tiny")
-    assert done.stderr.count("done before, skipped") == len(before) == len(STAGES) + 1
+    assert done.stderr.count("done before, skipped") == len(before) == len((*STAGES, *RETRIEVAL, "reader"))
     assert {path: path.stat().st_mtime_ns for path in scenes.rglob("done.json")} == before
 
 
@@ -86,6 +91,18 @@ def test_other_sizes_in_the_same_folder_are_refused(scenes, cm3):
     )
     assert done.returncode == 2
     assert re.search(r"decoder was made with other settings", done.stderr)
+
+
+def test_held_out_documents_retrieve_from_the_training_documents(scenes):
+    table = NeighbourTable(scenes / "memory" / "neighbours" / "valid")
+    assert table.manifest.memory == (Records(scenes / "records" / "train").fingerprint,)
+    assert len(table) == len(Records(scenes / "records" / "valid").lengths)
+    lm = json.loads((scenes / "decoder" / "config.json").read_text())["config"]["lm"]
+    assert [data["repeat"] for data in lm["valid"]] == [0.0, 1.0]
+    found = load_neighbours(scenes / "study")
+    assert len(found) == 4
+    for row, candidates in zip(found, table.rows(np.arange(4))["ids"], strict=True):
+        assert row[0][1].startswith("query: ") and len(row) == 1 + (candidates >= 0).sum()
 
 
 def test_two_runs_with_one_seed_have_identical_losses(scenes, cm3, tmp_path):
@@ -120,8 +137,9 @@ def test_generate_a_picture_and_a_caption(scenes, cm3, tmp_path):
 
 def test_real_photographs_in_tar_files(cm3, shared_data, tmp_path):
     source = f"webdataset:{shared_data / 'clothing'}"
-    cm3("quickstart", "--workdir", tmp_path, "--config", "configs/quickstart.py:tiny", "--source", source)
-    check_run(tmp_path, embedded=False)
+    arguments = ("--workdir", tmp_path, "--config", "configs/quickstart.py:tiny", "--config.lm.lm.retrieved=0")
+    cm3("quickstart", *arguments, "--source", source)
+    check_run(tmp_path, embedded=False, retrieved=False)
     records = json.loads((tmp_path / "records" / "done.json").read_text())["numbers"]
     assert records["train"]["records"] + records["valid"]["records"] == 3409
 

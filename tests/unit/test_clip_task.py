@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from cm3jax.config import ConfigError
+from cm3jax.data.pairs import PairExamples
 from cm3jax.data.sources.scenes import ScenesSource
+from cm3jax.data.sources.source import Reason, RejectError
 from cm3jax.models.clip import normalised, with_params
 from cm3jax.models.clip_config import CLIPConfig, TowerConfig
 from cm3jax.models.contrastive import chance_recall, recall, sigmoid_loss, softmax_loss
@@ -115,6 +117,27 @@ def test_evaluation_ranks_different_pictures_and_captions(task, one_device_mesh)
     }
     assert all(0 <= value <= 1 for value in numbers.values())
     assert numbers["image_to_text_chance_10"] >= 10 / 12 - 1e-9
+
+
+def test_a_document_that_is_no_pair_gives_its_place_to_the_next(task):
+    class Broken(ScenesSource):
+        def __init__(self, *arguments, refused):
+            super().__init__(*arguments)
+            self.refused = refused
+
+        def __getitem__(self, index):
+            if index in self.refused:
+                raise RejectError(Reason.NO_CAPTION, "no caption")
+            return super().__getitem__(index)
+
+    whole = PairExamples(ScenesSource("train", 12, 32), task._tokenizer, 32, seed=3)
+    pairs = PairExamples(Broken("train", 12, 32, refused=(5, 6, 11)), task._tokenizer, 32, seed=3)
+    stands_in = {5: 7, 6: 7, 11: 0}
+    for index, document in enumerate(whole._permutation(0)):
+        expected = whole.document(stands_in.get(int(document), int(document)))
+        jax.tree.map(np.testing.assert_array_equal, pairs[index], expected)
+    with pytest.raises(RejectError, match="none of 6 documents of scenes is a pair"):
+        PairExamples(Broken("train", 6, 32, refused=range(6)), task._tokenizer, 32, seed=3)[0]
 
 
 def test_specs_have_the_structure_of_the_state(task):

@@ -1,0 +1,142 @@
+"""What retrieved documents are worth: bits per token of held-out documents, with 0, 1 and 2 of them in front.
+
+Two kinds of decoder are trained on the same number of tokens of one quickstart's records: one on samples of a document
+with two retrieved ones in front, one on documents that stand alone, three in a sequence. Both are then evaluated on the
+tokens of the held-out documents themselves. Interrupted, the same command goes on.
+
+    python benchmarks/retrieval_study.py --quickstart runs/quickstart [--steps 800] [--seeds 3] [--out NAME]
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cm3jax.config import build, to_dict
+from cm3jax.loop import evaluate
+from cm3jax.reliability.checkpoint import read_run_config
+from cm3jax.stages import Stages
+from cm3jax.tasks.lm import LMConfig, LMTask
+from cm3jax.train import Config, make_task, train
+
+RETRIEVED = 2
+KINDS = {"with retrieval": RETRIEVED, "without retrieval": 0}
+FIGURES = ("bits_per_query_token", "bits_per_query_text_token", "bits_per_query_image_token")
+
+
+def decoder(run: Config, retrieved: int, steps: int, batch_size: int, seed: int) -> Config:
+    """The quickstart's decoder on sequences of three documents: a sample of as many, or as many samples of one."""
+    assert run.lm
+    documents, tokens = 1 + RETRIEVED, document_tokens(run.lm)
+    plan = dataclasses.replace(
+        run.lm.plan, length=documents * tokens, span_rate=1.25 * documents, max_spans=documents, packing="whole"
+    )
+    lm = dataclasses.replace(
+        run.lm,
+        model=dataclasses.replace(run.lm.model, max_len=plan.length),
+        plan=plan,
+        optim=dataclasses.replace(run.lm.optim, warmup_steps=steps // 20),
+        # Documents that were put into one sequence at random are none of each other's business.
+        isolate_samples=True,
+        retrieved=retrieved,
+        batch_size=batch_size,
+    )
+    loop = dataclasses.replace(
+        run.run, steps=steps, checkpoint=dataclasses.replace(run.run.checkpoint, every=max(1, steps // 4))
+    )
+    return dataclasses.replace(run, run=loop, lm=lm, seed=seed)
+
+
+def document_tokens(lm: LMConfig) -> int:
+    """Room for one document in a sequence of the quickstart."""
+    return lm.plan.length // (1 + lm.retrieved)
+
+
+def measure(config: Config, folder: Path) -> dict[str, Any]:
+    """Trains; then bits of the held-out documents by how many retrieved ones stand in front of each."""
+    assert config.lm
+    task = make_task(config)
+    assert isinstance(task, LMTask)
+    state = train(config, folder, task)
+    if int(state.step) < config.run.steps:
+        raise SystemExit(f"{folder.name}: stopped after update {int(state.step)}; the same command goes on from there")
+    found = {}
+    for documents in range(1 + RETRIEVED):
+        length = config.lm.plan.length * (1 + documents) // (1 + RETRIEVED)
+        plan = dataclasses.replace(config.lm.plan, length=length)
+        # One sample a sequence, so that the number of sequences is that of the documents, and all are evaluated.
+        lm = dataclasses.replace(config.lm, retrieved=documents, plan=plan, batch_size=16, valid_batches=10_000)
+        found[str(documents)] = evaluate(make_task(dataclasses.replace(config, lm=lm)), config.run, state)
+    return {"tokens": trained_tokens(task, config.run.steps), "documents in front": found}
+
+
+def trained_tokens(task: LMTask, steps: int) -> int:
+    """Tokens of documents, with their frames, in all batches of a training; padding and spans' marks do not count."""
+    plans, total = task.examples.plans, 0
+    for i in range(steps * task.batch_size):
+        epoch, place = plans.locate(i)
+        total += int(plans.epoch(epoch).pieces_of(place)["length"].sum())
+    return total
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± sample standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.3f} ± {deviation:.3f}"
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Lines of Markdown: a row for each kind of decoder and number of documents in front."""
+    lines = ["| trained | tokens | documents in front | bits per token | text | image |", "|" + " --- |" * 6]
+    for kind, runs in found.items():
+        tokens = f"{statistics.fmean(run['tokens'] for run in runs) / 1e6:.2f} M"
+        for documents in runs[0]["documents in front"]:
+            figures = (spread([run["documents in front"][documents][name] for run in runs]) for name in FIGURES)
+            lines.append(f"| {' | '.join((kind, tokens, documents, *figures))} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/retrieval_study"))
+    parser.add_argument("--steps", type=int, default=800, help="updates of each training")
+    parser.add_argument("--batch-size", type=int, default=6, help="sequences of three documents")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", help="name of the results; by default retrieval_study and the date")
+    options = parser.parse_args()
+    run = build(Config, read_run_config(options.quickstart / "decoder"))
+    stages = Stages(options.workdir)
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    seconds = 0.0
+    for seed in range(options.seeds):
+        for kind, retrieved in KINDS.items():
+            config = decoder(run, retrieved, options.steps, options.batch_size, seed)
+            name = f"{kind.replace(' ', '_')}-{seed}"
+            inputs = to_dict(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=options.steps)))
+            found[kind].append(stages.run(name, inputs, lambda folder, config=config: measure(config, folder)))
+            seconds += stages.records[name]["seconds"]
+            print(name, json.dumps(found[kind][-1]), flush=True)
+    today = datetime.date.today().isoformat()
+    out = Path(__file__).parent / "results" / (options.out or f"retrieval_study-{today}")
+    command = f"python benchmarks/retrieval_study.py --steps {options.steps} --batch-size {options.batch_size}"
+    about = (
+        f"{options.seeds} seeds, mean ± standard deviation; {options.steps} updates of {options.batch_size} sequences "
+        f"each; {seconds / 60:.0f} minutes on {os.cpu_count()} cores ({platform.machine()}), jax {jax.__version__}. "
+        f"Command: `{command} --seeds {options.seeds}`."
+    )
+    lines = [f"# Retrieval study, {today}", "", about, "", *table(found), ""]
+    out.with_suffix(".md").write_text("\n".join(lines))
+    out.with_suffix(".json").write_text(json.dumps({"about": about, "found": found}, indent=2) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
