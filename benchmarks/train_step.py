@@ -16,12 +16,9 @@ Needs `pip install -e '.[convert]'` for PyTorch. Writes benchmarks/results/train
 
 import argparse
 import dataclasses
-import datetime
 import json
 import os
-import platform
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -30,8 +27,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from report import RESULTS, header, table, write
+
 CORES = 2
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ def main() -> None:
     if options.gpu:
         from train_step_gpu import measure_gpu
 
-        report = _header() | measure_gpu(options.steps)
+        report = header() | measure_gpu(options.steps)
     else:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
         shape = Shape(options.width, options.layers, options.length, options.batch, options.vocabulary)
@@ -62,7 +60,8 @@ def main() -> None:
             print(json.dumps(_resident(options.memory_of, shape, options.steps)))
             return
         report = _compare(shape, options.steps)
-    _write(report, options.out)
+    name = "train_step_gpu" if options.gpu else "train_step"
+    write(name, "Training step", report, _table(report), options.out)
 
 
 def _options() -> argparse.Namespace:
@@ -176,7 +175,7 @@ def _compare(shape: Shape, steps: int) -> dict[str, Any]:
     pairs = [a / b for a, b in zip(rates["jax"], rates["torch"], strict=True)]
     import torch
 
-    return _header() | {
+    return header() | {
         "shape": dataclasses.asdict(shape),
         "torch": torch.__version__,
         "loss_difference": difference,
@@ -243,41 +242,14 @@ def _status(name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1e3
 
 
-def _header() -> dict[str, Any]:
-    import jax
-
-    return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-    }
-
-
-def _write(report: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = "train_step_gpu" if "models" in report else "train_step"
-    path = folder / f"{name}-{report['date']}"
-    path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-    text = _table(report)
-    path.with_suffix(".md").write_text(text)
-    print(text)
-
-
 def _table(report: dict[str, Any]) -> str:
-    head = (
-        f"# Training step, {report['date']}\n\n`{report['command']}`\n\n"
-        f"{report['device']}, {report['machine']}, jax {report['jax']}\n\n"
-    )
     if "models" in report:
         names = list(report["models"][0])
-        rows = [names, ["---"] * len(names), *([str(row[n]) for n in names] for row in report["models"])]
-        return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        return table(names, [[str(row[n]) for n in names] for row in report["models"]])
     shape, rates, memory = report["shape"], report["tokens_per_second"], report["peak_mb"]
     low, high = report["ratio_spread"]
     return (
-        f"{head}{shape['layers']} layers x {shape['width']}, {shape['batch']} x {shape['length']} tokens, vocabulary "
+        f"{shape['layers']} layers x {shape['width']}, {shape['batch']} x {shape['length']} tokens, vocabulary "
         f"{shape['vocabulary']}, fp32, {CORES} cores, torch {report['torch']}; losses differ by "
         f"{report['loss_difference']:.1e}.\n\n| | cm3jax | PyTorch | ratio |\n| --- | --- | --- | --- |\n"
         f"| tokens/s, median of {len(report['seconds']['jax'])} | {rates['jax']:.0f} | {rates['torch']:.0f} | "

@@ -62,7 +62,7 @@ def one_device_mesh() -> jax.sharding.Mesh:
 
 @pytest.fixture(scope="session")
 def scene_records(tmp_path_factory) -> Path:
-    """A folder with the records `train` (48) and `valid` (12) of scenes, with 16 image tokens each.
+    """A folder with the records `train` (48, five shards) and `valid` (12) of scenes, with 16 image tokens each.
 
     In the place of an image tokenizer: the brightness of each of 4 x 4 cells, in eight steps.
     """
@@ -92,5 +92,6 @@ def scene_records(tmp_path_factory) -> Path:
             size,
             image_tokens=grid * grid,
             image_tokenizer="brightness",
+            shard_documents=10,
         )
     return folder

@@ -9,12 +9,13 @@ import io
 import json
 import logging
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped, UInt8
 
 from cm3jax import config
-from cm3jax.data.jobs import claim
+from cm3jax.data.jobs import claim, progress_bar
 from cm3jax.data.records import Records, read_index
 from cm3jax.data.rng import Purpose, generator
 from cm3jax.data.sources.source import Source
@@ -97,12 +98,16 @@ def embed(
     job = _Job(source, encoder, query_dropout, seed)
     starts = np.cumsum([0, *manifest.shards])
     paths = [shard_path(out, "embeddings", shard, count) for shard in range(count)]
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for shard in range(process, count, processes):
-            if not is_whole(paths[shard], row_type(manifest.width), len(indexes[shard])):
-                rows = job.rows(indexes[shard], int(starts[shard]), pool)
-                write_array(paths[shard], rows)
-                logger.info("%s: %d records", paths[shard], len(rows))
+    mine = range(process, count, processes)
+    with progress_bar() as progress, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        bar = progress.add_task(f"embedding {source.name}", total=sum(manifest.shards[shard] for shard in mine))
+        for shard in mine:
+            if is_whole(paths[shard], row_type(manifest.width), len(indexes[shard])):
+                progress.advance(bar, len(indexes[shard]))
+                continue
+            rows = job.rows(indexes[shard], int(starts[shard]), pool, lambda done: progress.advance(bar, done))
+            write_array(paths[shard], rows)
+            logger.info("%s: %d records", paths[shard], len(rows))
     barrier("the embeddings of all shards", PATIENCE_SECONDS)
     # Shards that were made again have the bytes that they had.
     if process == 0 and not (out / MANIFEST).exists():
@@ -123,14 +128,22 @@ class _Job:
         self._source, self._encoder, self._query_dropout, self._seed = source, encoder, query_dropout, seed
 
     def rows(
-        self, indices: Int64[np.ndarray, " N"], first: int, pool: concurrent.futures.Executor
+        self,
+        indices: Int64[np.ndarray, " N"],
+        first: int,
+        pool: concurrent.futures.Executor,
+        advance: Callable[[int], None],
     ) -> Shaped[np.ndarray, " N"]:
-        """Embeddings of the documents `indices` of the source, which are the records from `first` on."""
+        """Embeddings of the documents `indices` of the source, which are the records from `first` on.
+
+        `advance` is told how many more are done.
+        """
         result, size = np.zeros(len(indices), row_type(self._encoder.config.embed_dim)), self._encoder.batch_size
         for start in range(0, len(indices), size):
             batch = range(start, min(start + size, len(indices)))
             loaded = list(pool.map(lambda i: self._load(int(indices[i]), first + i), batch))
             result[start : batch.stop] = self._encode(loaded)
+            advance(len(batch))
         return result
 
     def _load(self, index: int, record: int) -> _Parts:

@@ -4,14 +4,14 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Shaped
 
 from cm3jax import config
-from cm3jax.data.jobs import claim
+from cm3jax.data.jobs import claim, progress_bar
 from cm3jax.files import write_atomic
 from cm3jax.parallel.distributed import barrier
 from cm3jax.retrieval.backends import BackendConfig, open_backend
@@ -32,7 +32,7 @@ from cm3jax.retrieval.select import SelectionConfig, select
 
 logger = logging.getLogger(__name__)
 
-# Queries whose hits are selected at once; their hits' vectors are read from the bank.
+# Queries whose hits are selected at once.
 BLOCK = 4096
 
 
@@ -86,9 +86,11 @@ def find_neighbours(
     mine = [s for s in range(process, len(paths), processes) if not is_whole(paths[s], kind, manifest.shards[s])]
     if mine:
         job = _Job(queries, memory, selection, backend, mesh)
-        for shard in mine:
-            write_array(paths[shard], job.rows(shard))
-            logger.info("%s: %d records", paths[shard], manifest.shards[shard])
+        with progress_bar() as progress:
+            bar = progress.add_task("finding neighbours", total=sum(manifest.shards[shard] for shard in mine))
+            for shard in mine:
+                write_array(paths[shard], job.rows(shard, lambda done: progress.advance(bar, done)))
+                logger.info("%s: %d records", paths[shard], manifest.shards[shard])
     barrier("the neighbours of all shards", PATIENCE_SECONDS)
     # Shards that were made again have the bytes that they had.
     if process == 0 and not (out / MANIFEST).exists():
@@ -116,8 +118,8 @@ class _Job:
         own = queries.manifest.records
         self._own = int(starts[prints.index(own)]) if own in prints else None
 
-    def rows(self, shard: int) -> Shaped[np.ndarray, " N"]:
-        """The table's rows of one shard of the queries."""
+    def rows(self, shard: int, advance: Callable[[int], None]) -> Shaped[np.ndarray, " N"]:
+        """The table's rows of one shard of the queries; `advance` is told how many more are done."""
         queries, config_ = self._queries.shards[shard], self._selection
         first = sum(self._queries.manifest.shards[:shard])
         table = np.empty(len(queries), table_type(config_.candidates))
@@ -132,4 +134,5 @@ class _Job:
             taken = select(by_image, by_text, block["document"], self._bank, self._complete, own, config_)
             table["ids"][start : start + BLOCK] = taken.ids
             table["scores"][start : start + BLOCK] = taken.scores
+            advance(len(block))
         return table

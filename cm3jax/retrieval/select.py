@@ -60,29 +60,22 @@ def whole(hits: Hits, complete: Bool[np.ndarray, " N"], config: SelectionConfig)
     return (complete[hits.ids] | (not config.whole_documents)) & (hits.ids >= 0)
 
 
-def diverse(
-    ids: Int64[np.ndarray, " C"],
-    embeddings: Float[np.ndarray, "C D"],
-    taken: Float[np.ndarray, "T D"],
-    count: int,
+def distinct(
+    ids: Int64[np.ndarray, " R"],
+    vectors: Float[np.ndarray, "R D"],
+    taken_ids: Int64[np.ndarray, "R T"],
+    taken: Float[np.ndarray, "R T D"],
     max_similarity: float,
-) -> Int64[np.ndarray, " S"]:
-    """Places of the first `count` candidates that are no near-duplicates of what was taken, nor of each other.
+) -> Bool[np.ndarray, " R"]:
+    """Which of R documents, each for a query of its own, are none of what their query took, nor nearly one of it.
 
     Args:
-      ids: of the candidates, best first; -1 is passed over, and so is an id that stands twice.
-      embeddings, taken: of length 1.
+      vectors, taken: of length 1; 0 in `taken` where nothing was taken, and there -1 in `taken_ids`.
     """
-    against = list(taken)
-    chosen: list[int] = []
-    for place in np.flatnonzero(ids >= 0):
-        if len(chosen) == count:
-            break
-        embedding = embeddings[place]
-        if ids[place] not in ids[chosen] and all(embedding @ other <= max_similarity for other in against):
-            chosen.append(int(place))
-            against.append(embedding)
-    return np.array(chosen, np.int64)
+    # In double precision and along the vectors alone, so that the number of queries changes no bit.
+    similarity = np.multiply(taken, vectors[:, None], dtype=np.float64).sum(axis=2).astype(np.float32)
+    nothing = ~taken.any(axis=2)
+    return np.all((taken_ids != ids[:, None]) & ((similarity <= max_similarity) | nothing), axis=1)
 
 
 def select(
@@ -96,6 +89,9 @@ def select(
 ) -> Hits:
     """The candidates of each query: of the hits by its image and of those by its text, as many as the rules leave.
 
+    Hits are looked at best first, the same place of all queries at once; of the bank only those rows are read that
+    the other rules leave.
+
     Args:
       by_image, by_text: hits of the query's parts.
       queries: the whole query document's embedding, of length 1.
@@ -105,21 +101,23 @@ def select(
     Returns:
       Hits [Q, by_image + by_text]: those by the image first, then those by the text; -1 where there is none.
     """
-    ids = np.full((len(queries), config.candidates), -1, np.int64)
+    # What each query took, itself first.
+    ids = np.full((len(queries), 1 + config.candidates), -1, np.int64)
     scores = np.full(ids.shape, -np.inf, np.float32)
-    for row in range(len(queries)):
-        taken, known = [queries[row]], [int(own[row])]
-        for hits, count, column in ((by_image, config.by_image, 0), (by_text, config.by_text, config.by_image)):
-            one = Hits(hits.ids[row : row + 1], hits.scores[row : row + 1])
-            allowed = (relevant(one, config) & whole(one, complete, config))[0] & ~np.isin(one.ids[0], known)
-            candidates = np.where(allowed, one.ids[0], -1)
-            embeddings = bank[np.maximum(candidates, 0)]
-            places = diverse(candidates, embeddings, np.stack(taken), count, config.max_similarity)
-            at = column + len(places)
-            ids[row, column:at], scores[row, column:at] = candidates[places], one.scores[0, places]
-            taken += list(embeddings[places])
-            known += candidates[places].tolist()
-    return Hits(ids, scores)
+    taken = np.zeros((*ids.shape, queries.shape[1]), np.float32)
+    ids[:, 0], taken[:, 0] = own, queries
+    for hits, first, end in ((by_image, 1, 1 + config.by_image), (by_text, 1 + config.by_image, ids.shape[1])):
+        allowed = relevant(hits, config) & whole(hits, complete, config)
+        free = np.full(len(queries), first)
+        for place in range(hits.ids.shape[1]):
+            rows = np.flatnonzero(allowed[:, place] & (free < end))
+            found = hits.ids[rows, place]
+            vectors = bank[found]
+            new = distinct(found, vectors, ids[rows], taken[rows], config.max_similarity)
+            at = rows[new], free[rows[new]]
+            ids[at], scores[at], taken[at] = found[new], hits.scores[rows[new], place], vectors[new]
+            free[rows[new]] += 1
+    return Hits(ids[:, 1:], scores[:, 1:])
 
 
 def draw(candidates: Int64[np.ndarray, "Q C"], count: int, rng: np.random.Generator) -> Int64[np.ndarray, "Q count"]:

@@ -31,7 +31,7 @@ def _free_port() -> int:
 
 @dataclasses.dataclass
 class Job:
-    """The processes of one `cm3 train`, and what each of them writes."""
+    """The processes of one program, and what each of them writes."""
 
     processes: list[subprocess.Popen]
     logs: list[Path]
@@ -94,21 +94,21 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
-def launch(environment, repo_root, tmp_path, request):
-    """Starts `processes` processes of the training program with `devices` virtual devices each."""
+def launch_program(environment, repo_root, tmp_path):
+    """Starts `processes` processes of a program in tests/jobs with `devices` virtual devices each."""
     started: list[Job] = []
 
-    def start(workdir: Path, *options: str, processes: int = 1, devices: int = 1, **variables: str) -> Job:
+    def start(program: str, *arguments: str, processes: int = 1, devices: int = 1, **variables: str) -> Job:
         # Threads as in tests/conftest.py: enough for the collectives that all devices of a process may be in at once.
         threads = {"PJRT_NPROC": str(16 * devices)}
         shared = environment | {"JAX_NUM_CPU_DEVICES": str(devices)} | threads | variables
         if processes > 1:
             shared |= {"CM3_PROCESSES": str(processes), "CM3_COORDINATOR": f"127.0.0.1:{_free_port()}"}
-        program = [sys.executable, str(repo_root / "tests" / "jobs" / "train.py"), f"--workdir={workdir}", *options]
-        logs = [tmp_path / f"{workdir.name}-{len(started)}-{i}.log" for i in range(processes)]
+        command = [sys.executable, str(repo_root / "tests" / "jobs" / program), *arguments]
+        logs = [tmp_path / f"job-{len(started)}-{i}.log" for i in range(processes)]
         children = [
             subprocess.Popen(
-                program,
+                command,
                 env=shared | {"CM3_PROCESS": str(i)},
                 cwd=repo_root,
                 stdout=log.open("w"),
@@ -122,3 +122,13 @@ def launch(environment, repo_root, tmp_path, request):
     yield start
     for job in started:
         job.kill()
+
+
+@pytest.fixture
+def launch(launch_program):
+    """Starts processes of the training program; otherwise as `launch_program`."""
+
+    def start(workdir: Path, *options: str, **how) -> Job:
+        return launch_program("train.py", f"--workdir={workdir}", *options, **how)
+
+    return start

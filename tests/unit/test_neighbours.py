@@ -4,10 +4,6 @@ import dataclasses
 import importlib.util
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +18,6 @@ from cm3jax.data.records import Records
 from cm3jax.data.rng import Purpose, generator
 from cm3jax.data.samples import epoch_samples
 from cm3jax.data.sources.scenes import ScenesSource
-from cm3jax.data.tokenize import tokenize_source
 from cm3jax.loop import RunConfig
 from cm3jax.models.config import cm3leon
 from cm3jax.retrieval.backends import BackendConfig
@@ -31,8 +26,6 @@ from cm3jax.retrieval.find_neighbours import find_neighbours
 from cm3jax.retrieval.neighbours import DrawnNeighbours, NeighbourTable
 from cm3jax.tasks.clip import CLIPTaskConfig
 from cm3jax.tasks.lm import DatasetConfig, LMConfig, LMTask
-from cm3jax.tokens.text import TextTokenizer
-from cm3jax.tokens.vocabulary import Vocabulary
 from cm3jax.train import Config, train
 
 JOB = Path(__file__).parents[1] / "jobs" / "neighbours.py"
@@ -51,23 +44,8 @@ def tokenizer(scene_records) -> Path:
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory, tokenizer) -> Path:
-    """Five shards of scenes."""
-    folder = tmp_path_factory.mktemp("records")
-    vocabulary = Vocabulary(text_size=320, image_size=8, sentinels=8, size=352)
-    tokenize_source(
-        ScenesSource("train", job.DOCUMENTS, 32),
-        folder / "train",
-        "train",
-        lambda images: images.reshape(len(images), 4, -1)[:, :, 0].astype(np.int32) % 8,
-        TextTokenizer.load(tokenizer),
-        vocabulary,
-        32,
-        image_tokens=4,
-        image_tokenizer="corners",
-        shard_documents=10,
-    )
-    return folder / "train"
+def records(scene_records) -> Path:
+    return scene_records / "train"
 
 
 @pytest.fixture(scope="module")
@@ -150,30 +128,14 @@ def test_damaged_shards_are_made_again(records, tokenizer, done, tmp_path, caplo
 
 def test_any_number_of_processes_gives_the_same_bytes(records, tokenizer, done, tmp_path):
     """Process 0 waits for the others, so alone in one process it must come last; it begins the directory."""
-    (tmp_path / "embeddings").mkdir()
-    (tmp_path / "embeddings" / "settings.json").write_bytes((done / "embeddings" / "settings.json").read_bytes())
+    for name in ("embeddings", "neighbours"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_bytes((done / name / "settings.json").read_bytes())
     for process in (2, 1, 0):
-        job.run(records, tokenizer, tmp_path, process, 3)
+        job.embed_scenes(records, tokenizer, tmp_path, process, 3)
+    for process in (2, 1, 0):
+        job.find_scenes(tmp_path, process, 3)
     assert contents(tmp_path) == contents(done)
-
-
-@pytest.mark.slow
-def test_killed_by_a_signal_and_run_again_gives_the_same_bytes(records, tokenizer, done, tmp_path, repo_root):
-    command = [sys.executable, str(JOB), str(records), str(tokenizer), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(repo_root)}
-    rng, patience, kills = np.random.default_rng(0), 2.0, 0
-    while True:
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        try:
-            assert process.wait(patience * rng.uniform(1, 1.5)) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills, patience = kills + 1, 1.4 * patience
-            time.sleep(0.1)
-    assert kills
-    assert {k: v for k, v in contents(tmp_path).items() if not k.name.startswith(".")} == contents(done)
 
 
 @dataclasses.dataclass

@@ -47,6 +47,30 @@ def cases(draw_):
     return Case(found(), found(), queries, bank, rng.random(DOCUMENTS) < 0.7, own)
 
 
+def by_definition(case, config):
+    """One query after the other, one hit after the other."""
+    table = []
+    for row, query in enumerate(case.queries):
+        taken, against, candidates = {int(case.own[row])}, [query], []
+        for hits, count in ((case.by_image, config.by_image), (case.by_text, config.by_text)):
+            kept = []
+            for document, score in zip(hits.ids[row].tolist(), hits.scores[row], strict=True):
+                if len(kept) == count or document < 0 or document in taken:
+                    continue
+                if not config.min_score <= score <= np.float32(config.max_score):
+                    continue
+                if config.whole_documents and not case.complete[document]:
+                    continue
+                vector = case.bank[document].astype(np.float64)
+                if all(np.float32((vector * other).sum()) <= np.float32(config.max_similarity) for other in against):
+                    kept.append((document, score))
+                    taken.add(document)
+                    against.append(case.bank[document])
+            candidates += kept + [(-1, -np.inf)] * (count - len(kept))
+        table.append(candidates)
+    return table
+
+
 configs = st.builds(
     SelectionConfig,
     max_score=st.floats(-0.5, 1),
@@ -77,6 +101,14 @@ def test_every_rule_holds(case, config):
             pairs = set(zip(hits.ids[row].tolist(), hits.scores[row].tolist(), strict=True))
             assert {*zip(ids[part][there[part]].tolist(), scores[part][there[part]].tolist(), strict=True)} <= pairs
             assert np.all(np.diff(scores[part][there[part]]) <= 0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(), configs)
+def test_many_queries_at_once_take_what_each_takes_alone(case, config):
+    taken = case.select(config)
+    rows = [list(zip(*pair, strict=True)) for pair in zip(taken.ids.tolist(), taken.scores, strict=True)]
+    assert rows == by_definition(case, config)
 
 
 @settings(max_examples=50, deadline=None)

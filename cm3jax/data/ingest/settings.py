@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from cm3jax import config
 
-FORMAT = 1  # goes up when the same source and settings give other documents
+FORMAT = 2  # goes up when the same source and settings give other documents
 
 
 class IngestError(ValueError):
