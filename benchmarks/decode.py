@@ -1,19 +1,25 @@
 """Decoding speed: on CPUs against the Chameleon class of transformers, on a GPU against its memory's bandwidth.
 
-On CPUs both sides have the same random weights in fp32, the same greedy ids are demanded, and runs alternate in one
-process after a warm-up of each; the static and the dynamic cache of transformers are both measured and the faster one
-counts. A ratio is the median over pairs of runs, its spread the lowest and the highest.
+On two CPU cores both sides have the same random weights in fp32 and the same greedy ids are demanded. The warm-up runs
+our engine once and transformers once with each of its caches, static and dynamic; the faster of the two then alternates
+with ours in one process. A ratio is the median over pairs of runs, its spread the lowest and the highest.
 
-    python benchmarks/decode.py [--sizes tiny 100m] [--batches 1 16] [--repeats 5] [--out benchmarks/results/NAME.md]
+    python benchmarks/decode.py [--sizes tiny 100m] [--batches 1 16] [--repeats 3]
     python benchmarks/decode.py --gpu
+
+Needs `pip install -e '.[convert]'` for transformers. Writes benchmarks/results/decode-DATE.json and .md (with `--gpu`
+decode_gpu-DATE).
 """
 
 import argparse
 import dataclasses
 import datetime
+import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +38,8 @@ from cm3jax.models.config import PRESETS, TransformerConfig, chameleon
 from cm3jax.models.transformer import Transformer
 from cm3jax.tokens.vocabulary import Vocabulary
 
+CORES = 2
+RESULTS = Path(__file__).parent / "results"
 PROMPT, NEW = 32, 256
 SIZES = {
     "tiny": chameleon(128, 4, 4, 4, 352, 4096, 512),
@@ -40,18 +48,6 @@ SIZES = {
 MARKS = 32  # ids at either end that no one draws
 
 Ids = list[list[int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds of each run of one way to decode."""
-
-    name: str
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
 
 
 def codes_only(size: int) -> Vocabulary:
@@ -96,7 +92,7 @@ def theirs(config: TransformerConfig, params: Any, batch: int, cache: str) -> Ca
     import torch
     import transformers
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(CORES)
     model = transformers.ChameleonForConditionalGeneration(_their_config(config)).eval()
     missing = model.load_state_dict(_their_state(config, params), strict=False).missing_keys
     assert all("vqmodel" in name for name in missing), missing
@@ -172,51 +168,68 @@ def _their_state(config: TransformerConfig, params: Any) -> dict[str, Any]:
     return state
 
 
-def alternate(runs: dict[str, Callable[[], Ids]], repeats: int) -> tuple[list[Timing], int]:
-    """Times of each, in turn; and how many leading ids all agree on in every row."""
-    results = {name: run() for name, run in runs.items()}  # warm-up
-    first, *others = results.values()
-    agreed = [_common(row, other[i]) for other in others for i, row in enumerate(first)]
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return [Timing(name, tuple(found)) for name, found in seconds.items()], min(agreed)
+def compare(size: str, batch: int, repeats: int) -> dict[str, Any]:
+    """One line of the result: seconds of both sides in turn, and how many leading ids all runs agree on."""
+    config = SIZES[size]
+    mine, params = ours(config, batch)
+    caches = {cache: theirs(config, params, batch, cache) for cache in ("dynamic", "static")}
+    ids, _ = _timed(mine)
+    warm = {cache: _timed(run) for cache, run in caches.items()}
+    cache = min(warm, key=lambda name: warm[name][1])
+    pairs = [(_timed(mine)[1], _timed(caches[cache])[1]) for _ in range(repeats)]
+    ratios = [b / a for a, b in pairs]
+    return {
+        "model": size,
+        "batch": batch,
+        # Of the input embedding a step reads one row alone.
+        "weights_gb": (sum(x.nbytes for x in jax.tree.leaves(params)) - params["embedding"].nbytes) / 1e9,
+        "ours": [a for a, _ in pairs],
+        "transformers": [b for _, b in pairs],
+        "cache": cache,
+        "warm_up": {name: seconds for name, (_, seconds) in warm.items()},
+        "ratio": statistics.median(ratios),
+        "ratio_spread": [min(ratios), max(ratios)],
+        "equal_ids": min(_common(a, b) for other, _ in warm.values() for a, b in zip(ids, other, strict=True)),
+    }
+
+
+def _timed(run: Callable[[], Ids]) -> tuple[Ids, float]:
+    start = time.perf_counter()
+    ids = run()
+    return ids, time.perf_counter() - start
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
 
 
-def on_cpus(sizes: Sequence[str], batches: Sequence[int], repeats: int) -> list[str]:
-    """The result file's lines."""
-    lines = [
-        f"Prompt {PROMPT} ids, {NEW} new ones, greedy, fp32, {os.cpu_count()} cores. Tokens/s of the median run.",
-        "",
-        "| model | batch | ours | dynamic cache | static cache | ratio to the faster | spread | equal ids |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def on_cpus(sizes: Sequence[str], batches: Sequence[int], repeats: int) -> dict[str, Any]:
+    """The result on two cores."""
+    import torch
+    import transformers
+
+    found = {"torch": torch.__version__, "transformers": transformers.__version__, "lines": []}
     for size in sizes:
-        config = SIZES[size]
         for batch in batches:
-            run, params = ours(config, batch)
-            runs = {"ours": run, **{c: theirs(config, params, batch, c) for c in ("dynamic", "static")}}
-            (mine, *others), agreed = alternate(runs, repeats)
-            best = min(others, key=lambda timing: timing.median)
-            ratios = [b / a for a, b in zip(mine.seconds, best.seconds, strict=True)]
-            speeds = " | ".join(f"{batch * NEW / timing.median:.0f}" for timing in (mine, *others))
-            ratio = f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
-            lines.append(f"| {size} | {batch} | {speeds} | {ratio} | {agreed} of {NEW} |")
-            print(lines[-1], flush=True)
-    return lines
+            found["lines"].append(compare(size, batch, repeats))
+            print(_line(found["lines"][-1]), flush=True)
+    return found
 
 
-def on_gpu() -> list[str]:
-    """The result file's lines: 7B at batch 1, 760M images with guidance."""
+def _line(found: dict[str, Any]) -> str:
+    speeds = [found["batch"] * NEW / statistics.median(found[side]) for side in ("ours", "transformers")]
+    low, high = found["ratio_spread"]
+    read = found["weights_gb"] * NEW / statistics.median(found["ours"])
+    return (
+        f"| {found['model']} | {found['batch']} | {speeds[0]:.0f} | {speeds[1]:.0f} ({found['cache']}) | "
+        f"{found['ratio']:.2f} | {low:.2f} to {high:.2f} | {read:.1f} | {found['equal_ids']} of {NEW} |"
+    )
+
+
+def on_gpu() -> dict[str, Any]:
+    """7B at batch 1, and 760M images with guidance."""
     limit = _copy_bandwidth()
-    lines = [f"{jax.devices()[0].device_kind}; copies run at {limit / 1e9:.0f} GB/s.", ""]
+    lines = [f"Copies run at {limit / 1e9:.0f} GB/s."]
     seven = dataclasses.replace(PRESETS["cm3leon-7b"], dtype="bfloat16")
     seconds, steps = _images(seven, requests=1, guided=False)
     read = _bytes_per_step(seven, rows=1)
@@ -228,7 +241,7 @@ def on_gpu() -> list[str]:
         read = _bytes_per_step(middle, rows=2 * count)
         share = read * steps / seconds / limit
         lines.append(f"- 760M with guidance, {count} images at a time: {count / seconds:.1f} images/s, {share:.0%}")
-    return lines
+    return {"copy_bytes_per_second": limit, "lines": lines}
 
 
 def _images(config: TransformerConfig, requests: int, guided: bool) -> tuple[float, int]:
@@ -268,22 +281,54 @@ def _copy_bandwidth() -> float:
     return 20 * 2 * x.nbytes / (time.perf_counter() - start)
 
 
+def write(report: dict[str, Any], name: str) -> None:
+    """The report as JSON and as a page."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}-{report['date']}"
+    path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    text = _page(report)
+    path.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def _page(report: dict[str, Any]) -> str:
+    head = [
+        f"# Decoding, {report['date']}",
+        f"`{report['command']}`",
+        f"{report['device']}, {report['machine']}, jax {report['jax']}",
+    ]
+    if "torch" not in report:
+        return "\n\n".join(head) + "\n\n" + "\n".join(report["lines"]) + "\n"
+    about = (
+        f"Prompt {PROMPT} ids, {NEW} new ones, greedy, fp32, {CORES} cores, torch {report['torch']}, transformers "
+        f"{report['transformers']}. Tokens/s of the median run; GB/s are the weights times the steps a second."
+    )
+    table = [
+        "| model | batch | cm3jax | transformers (cache) | ratio | spread | GB/s | equal ids |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_line(found) for found in report["lines"]),
+    ]
+    return "\n\n".join([*head, about]) + "\n\n" + "\n".join(table) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gpu", action="store_true", help="7B and 760M shapes on the first accelerator")
-    parser.add_argument("--out", type=Path, help="by default a dated file in benchmarks/results")
     options = parser.parse_args()
-    lines = on_gpu() if options.gpu else on_cpus(options.sizes, options.batches, options.repeats)
-    today = datetime.date.today().isoformat()
-    kind = "gpu" if options.gpu else "cpu"
-    out = options.out or Path(__file__).parent / "results" / f"decode-{kind}-{today}.md"
-    head = [f"# Decoding, {today}", "", f"{platform.machine()}, jax {jax.__version__}.", ""]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join([*head, *lines, ""]))
-    print("\n".join(lines), f"\n{out}")
+    if not options.gpu:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    header = {
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+    found = on_gpu() if options.gpu else on_cpus(options.sizes, options.batches, options.repeats)
+    write(header | found, "decode_gpu" if options.gpu else "decode")
 
 
 if __name__ == "__main__":

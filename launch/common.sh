@@ -158,8 +158,8 @@ require_envs() {
 }
 
 require_flags() {
-  [[ "${OPTION[flags]}" =~ ^(v4|v5e|v5p|v6e|gpu|none)$ ]] ||
-    die "--flags is $(quoted "${OPTION[flags]}"), expected v4, v5e, v5p, v6e, gpu or none"
+  [[ "${OPTION[flags]}" =~ ^(v4|v5e|v5p|v6e|gpu|cpu|none)$ ]] ||
+    die "--flags is $(quoted "${OPTION[flags]}"), expected v4, v5e, v5p, v6e, gpu, cpu or none"
 }
 
 # The words that start $COMMAND through launch/worker.sh, which sets the flags and variables of a process, into WORKER.

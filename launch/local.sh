@@ -20,7 +20,7 @@ failure, 0 if there was none.
   --gpus-per-process N     give each process its own N GPUs (CUDA_VISIBLE_DEVICES)
   --grace-seconds N        after the first failure (default: 60)
   --port N                 of process 0 (default: one that is free)
-  --flags NAME             flag file of the device: see launch/worker.sh (default: gpu where there is one, else none)
+  --flags NAME             flag file of the device: see launch/worker.sh (default: gpu where there is one, else cpu)
   --env NAME=VALUE         set a variable in all processes; may be repeated
   --dry-run                print the commands instead of running them
   --help                   show this
@@ -174,7 +174,7 @@ require_numbers grace-seconds port
 require_envs
 require_command
 if [[ -z "${OPTION[flags]}" ]]; then
-  OPTION[flags]=none
+  OPTION[flags]=cpu
   if [[ -z "${OPTION[devices-per-process]}" ]] && nvidia-smi --list-gpus >/dev/null 2>&1; then
     OPTION[flags]=gpu
   fi

@@ -32,9 +32,10 @@ for argument in "$@"; do
   esac
 done
 
-extras=""
 if nvidia-smi --list-gpus >/dev/null 2>&1; then
-  extras="[cuda]"
+  ensure_environment "[cuda]"
+else
+  ensure_environment ""
+  run source "$ROOT/launch/flags/cpu.sh"
 fi
-ensure_environment "$extras"
 run "$VENV/bin/cm3" quickstart --workdir "$ROOT/runs/quickstart" "$@"

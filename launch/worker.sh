@@ -14,7 +14,7 @@ The other launchers call it; by hand it is one process with the flags of its dev
 
   launch/worker.sh --flags gpu -- cm3 train --config=configs/lm/350m.py --workdir=runs/350m
 
-  --flags NAME      v4, v5e, v5p, v6e, gpu: source launch/flags/NAME.sh (default: none)
+  --flags NAME      v4, v5e, v5p, v6e, gpu, cpu: source launch/flags/NAME.sh (default: none)
   --env NAME=VALUE  set a variable; it comes before the flag file, so it wins; may be repeated
   --cluster         set CM3_CLUSTER=1: the cluster (TPU pod, SLURM) says which process this is
   --alone           refuse where a command that was started with --alone still runs

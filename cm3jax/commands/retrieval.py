@@ -19,6 +19,7 @@ from cm3jax.retrieval.embeddings import Embeddings
 from cm3jax.retrieval.encoder import load_encoder
 from cm3jax.retrieval.find_neighbours import find_neighbours
 from cm3jax.retrieval.neighbours import NeighbourTable
+from cm3jax.retrieval.places import Places, write_places
 from cm3jax.retrieval.search import SearchConfig
 from cm3jax.retrieval.select import SelectionConfig
 
@@ -53,6 +54,9 @@ def embed_command(options: argparse.Namespace) -> None:
             processes=jax.process_count(),
             workers=options.workers,
         )
+        if jax.process_index() == 0:
+            places = Places(str(options.records), str(options.encoder), options.size, options.tokenizer)
+            write_places(options.out, places)
 
 
 def neighbours_command(options: argparse.Namespace) -> None:

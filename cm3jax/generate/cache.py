@@ -37,7 +37,7 @@ class Slots:
 
     def mixed(self, shares: Float[Array, "B G R T S"], dtype: jnp.dtype) -> Float[Array, "B T G R K"]:
         """The slots, weighted."""
-        return jnp.einsum("bgrts,bgsk->btgrk", shares.astype(dtype), self.values)
+        return _weighted(self.values, shares.astype(dtype))
 
 
 @jax.tree_util.register_dataclass
@@ -63,7 +63,7 @@ class Int8Slots:
 
     def mixed(self, shares: Float[Array, "B G R T S"], dtype: jnp.dtype) -> Float[Array, "B T G R K"]:
         scaled = (shares * self.scales[:, :, None, None]).astype(dtype)
-        return jnp.einsum("bgrts,bgsk->btgrk", scaled, self.values.astype(dtype))
+        return _weighted(self.values.astype(dtype), scaled)
 
 
 @jax.tree_util.register_dataclass
@@ -167,7 +167,22 @@ class StreamCaches:
         return dataclasses.replace(self, streams=tuple(grown for grown, _ in found)), mixed
 
 
+def _weighted(values: Float[Array, "B G S K"], shares: Float[Array, "B G R T S"]) -> Float[Array, "B T G R K"]:
+    """Sums over the slots.
+
+    The shares stand on the left of the product: on the right of it, the values of a single row are transposed in memory
+    in each step on CPUs.
+    """
+    mixed = jax.lax.dot_general(shares, values, (((4,), (2,)), ((0, 1), (0, 1))))
+    return jnp.moveaxis(mixed, 3, 1)
+
+
 def _put(slots: Array, new: Array, positions: Int[Array, "B T"]) -> Array:
     """`slots` [B, G, S, ...] with `new` [B, T, G, ...] at the positions of each row."""
+    if positions.size == 1:
+        # A scatter of one vector would become an update that the compiler repeats in what reads it, with four copies
+        # of the slots in each step on CPUs. The second vector lies past the capacity and is dropped.
+        new = jnp.concatenate([new, new], axis=1)
+        positions = jnp.concatenate([positions, jnp.full_like(positions, slots.shape[2])], axis=1)
     rows = jnp.arange(new.shape[0])[:, None]
     return slots.at[rows, :, positions].set(new, mode="drop")

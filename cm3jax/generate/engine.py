@@ -21,7 +21,7 @@ from cm3jax.generate.request import Completion, Request, refusal
 from cm3jax.generate.rows import enter, no_standing, rows_of
 from cm3jax.generate.step import Plan, advance, empty, fill, prefill, resize
 from cm3jax.generate.weights import WeightKind, prepare
-from cm3jax.parallel.mesh import MeshConfig, make_mesh
+from cm3jax.parallel.mesh import one_device
 from cm3jax.parallel.specs import BATCH
 from cm3jax.tokens.vocabulary import Vocabulary
 
@@ -80,7 +80,7 @@ class Engine:
         mesh: jax.sharding.Mesh | None = None,
     ):
         self.config = config
-        self.mesh = mesh or make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        self.mesh = mesh or one_device()
         self.grammar = Grammar(vocabulary, image_tokens, text_end or vocabulary.text_size)
         self.steps = 0
         self.decoder = prepare(graphdef, params, self.mesh, config.weights)

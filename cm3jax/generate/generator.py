@@ -3,6 +3,11 @@
 generator = Generator.from_run("runs/quickstart/decoder")
 samples = generator.generate(text_to_image("one red dog on the grass at night"), n=4, steering=Steering(scale=3.0))
 best = samples[0].document.segments[-1].pixels
+
+With documents of a memory in front:
+
+generator = Generator.from_run("runs/decoder", memory=Memory.load("embeddings/train"))
+samples = generator.generate(text_to_image("one red dog on the grass at night"), n=4, retrieve=2)
 """
 
 import dataclasses
@@ -13,13 +18,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from cm3jax.generate.context import Context, check_ids, contexts, model_scripts, refusal, with_documents
 from cm3jax.generate.engine import USUAL, Engine, EngineConfig
 from cm3jax.generate.holes import GappedImage, HoledSegment, Script
 from cm3jax.generate.regions import unknown_codes, whole_rows
 from cm3jax.generate.request import Completion
 from cm3jax.generate.rerank import Scorer, best_first
-from cm3jax.generate.tasks import Task, request, scripts
+from cm3jax.generate.tasks import Task, request
 from cm3jax.generate.text_image import TextImageModel
+from cm3jax.retrieval.memory import Memory
 from cm3jax.tokens.document import Document, Image, Text, decode_document
 from cm3jax.tokens.image import fit
 
@@ -33,6 +40,7 @@ class Sample:
     gaps: what filled the holes: a text, or the codes of an image, in the order of the document.
     log_likelihood: of what was drawn, under the model without guidance; natural logarithm.
     score: by which samples are ranked: the log-likelihood, or what the scorer says.
+    context: what was retrieved for it.
     """
 
     seed: int
@@ -40,6 +48,7 @@ class Sample:
     gaps: tuple[str | tuple[int, ...], ...] = ()
     log_likelihood: float = 0.0
     score: float = 0.0
+    context: Context = ()
     error: str | None = None
 
 
@@ -49,6 +58,7 @@ class _Draft:
 
     place: int
     task: Task
+    context: Context
     streams: tuple[Script, ...]
     seed: int
     filled: tuple[list[int], ...] = ()
@@ -58,9 +68,18 @@ class _Draft:
 class Generator:
     """A decoder run with its tokenizers, as one that completes documents."""
 
-    def __init__(self, model: TextImageModel, engine: Engine | None = None):
-        """`engine`: by default the model's own, on one device."""
-        self.model = model
+    def __init__(self, model: TextImageModel, engine: Engine | None = None, memory: Memory | None = None):
+        """`engine`: by default the model's own, on one device.
+
+        Args:
+          memory: what tasks may retrieve from.
+
+        Raises:
+          RetrievalError: the memory's ids are not the model's.
+        """
+        if memory is not None:
+            check_ids(memory, model)
+        self.model, self.memory = model, memory
         self.engine = engine or model.engine
 
     @classmethod
@@ -70,10 +89,11 @@ class Generator:
         step: int | None = None,
         config: EngineConfig = USUAL,
         mesh: jax.sharding.Mesh | None = None,
+        memory: Memory | None = None,
     ) -> "Generator":
-        """The newest checkpoint (or `step`) of an `lm` run; errors as of `TextImageModel.load`."""
+        """The newest checkpoint (or `step`) of an `lm` run; errors as of `TextImageModel.load` and the constructor."""
         model = TextImageModel.load(Path(run), step)
-        return cls(model, model.make_engine(config, mesh))
+        return cls(model, model.make_engine(config, mesh), memory)
 
     def generate(
         self, segments: Sequence[HoledSegment], n: int = 1, scorer: Scorer | None = None, **settings: Any
@@ -109,7 +129,7 @@ class Generator:
             if on_done is not None:
                 on_done(place, sample)
 
-        drafts = [draft for place, task in enumerate(tasks) for draft in self._drafts(place, task, n, finish)]
+        drafts = self._drafts(tasks, n, finish)
         while drafts:
             drafts = self._one_gap_more(drafts, finish)
         return [ranked(found, scorer) for found in samples]
@@ -134,14 +154,21 @@ class Generator:
         assert codes is not None
         return GappedImage(codes, whole_rows(unknown) if rows else unknown, span=rows)
 
-    def _drafts(self, place: int, task: Task, n: int, finish: Progress) -> list[_Draft]:
-        model = self.model
-        try:
-            streams = scripts(task, model.text_tokenizer, model.vocabulary, model.image_tokenizer.image_tokens)
-        except ValueError as error:
-            finish(place, Sample(task.seed, error=str(error)))
-            return []
-        return [_Draft(place, task, streams, task.seed + i) for i in range(n)]
+    def _drafts(self, tasks: Sequence[Task], n: int, finish: Progress) -> list[_Draft]:
+        """Beginnings of the samples of all tasks that can be done, with their documents in front."""
+        good = []
+        for place, task in enumerate(tasks):
+            error = refusal(task, self.memory, self.model)
+            if error is None:
+                good.append((place, task))
+            else:
+                finish(place, Sample(task.seed, error=error))
+        found = contexts([task for _, task in good], self.memory, self.model, self.engine.max_len)
+        drafts = []
+        for (place, task), context in zip(good, found, strict=True):
+            streams = model_scripts(with_documents(task, context), self.model)
+            drafts += [_Draft(place, task, context, streams, task.seed + i) for i in range(n)]
+        return drafts
 
     def _one_gap_more(self, drafts: Sequence[_Draft], finish: Progress) -> list[_Draft]:
         """Fills the next gap of each draft; those that have more are given back."""
@@ -177,7 +204,7 @@ class Generator:
             for gap, content in zip(layout.gaps, draft.filled, strict=True)
         )
         likelihood = draft.log_likelihood
-        return Sample(draft.seed, Document(segments), gaps, likelihood, likelihood)
+        return Sample(draft.seed, Document(segments), gaps, likelihood, likelihood, draft.context)
 
     def _with_pixels(self, segment: Text | Image) -> Text | Image:
         if isinstance(segment, Text):

@@ -91,6 +91,11 @@ class Script:
             ids += [*content, *joint]
         return tuple(ids)
 
+    def longest(self, max_text: int) -> int:
+        """Ids of the prompt and of all that follows it, at most, when a text has at most `max_text`."""
+        drawn = sum(gap.codes if gap.modality == "image" else max_text for gap in self.gaps)
+        return len(self.prompt) + drawn + sum(map(len, self.joints))
+
     def document(self, filled: Sequence[Sequence[int]]) -> list[int]:
         """The document's ids with every gap filled."""
         contents = iter(filled)
@@ -98,6 +103,13 @@ class Script:
         for part in self.parts:
             ids += next(contents) if isinstance(part, Gap) else [part]
         return ids
+
+
+def modality_of(segment: HoledSegment) -> Modality:
+    """Whether a segment is text or image, there or missing."""
+    if isinstance(segment, Hole):
+        return segment.modality
+    return "text" if isinstance(segment, Text | GappedText) else "image"
 
 
 def script(

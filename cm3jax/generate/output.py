@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3jax.files import write_atomic
+from cm3jax.generate.context import ContextDocument
 from cm3jax.generate.generator import Sample
 from cm3jax.tokens.document import Image, Text
 from cm3jax.tokens.image import encode_png
@@ -47,9 +48,21 @@ def write_item(path: Path, asked: Mapping[str, Any], samples: Sequence[Sample], 
         names = _write_pictures(path, sample, rank, len(samples[:keep])) if rank < keep else []
         pictures += [path.parent / name for name in names]
         candidates.append(_told(sample, names))
-    content = {"asked": dict(asked), "candidates": candidates}
+    # All samples of an item are of one document, so what was retrieved for one was for all.
+    retrieved = [_told_context(document) for document in samples[0].context]
+    content = {"asked": dict(asked), "retrieved": retrieved, "candidates": candidates}
     write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
     return pictures
+
+
+def _told_context(document: ContextDocument) -> dict[str, Any]:
+    """A retrieved document as the JSON file tells of it."""
+    return {
+        "id": document.found.id,
+        "score": document.found.score,
+        "texts": list(document.texts),
+        "in_front": document.fits,
+    }
 
 
 def _write_pictures(path: Path, sample: Sample, rank: int, kept: int) -> list[str]:

@@ -54,6 +54,7 @@ class Task:
     seed: of the first sample; further ones have the seeds after it.
     max_text: ids of a missing text, at most.
     documents: retrieved ones, as ids; they stand in front.
+    retrieve: documents that are looked up in the generator's memory, at most, and stand behind those.
     """
 
     segments: tuple[HoledSegment, ...]
@@ -63,6 +64,7 @@ class Task:
     image: SamplingConfig = SamplingConfig()
     max_text: int = 64
     documents: tuple[tuple[int, ...], ...] = ()
+    retrieve: int = 0
 
 
 def text_to_image(prompt: str) -> tuple[HoledSegment, ...]:

@@ -42,6 +42,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.sharding.Mesh(arrange(sizes, devices), AXES, axis_types=auto)
 
 
+def one_device() -> jax.sharding.Mesh:
+    """A mesh of the first device alone."""
+    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+
 def arrange(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices in an array of shape `sizes`, near ones beside each other; slices are told apart by the first axis alone.
 

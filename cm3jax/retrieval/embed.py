@@ -33,8 +33,6 @@ from cm3jax.retrieval.embeddings import (
 )
 from cm3jax.retrieval.encoder import DocumentEncoder, averaged
 from cm3jax.retrieval.select import drop_tokens
-from cm3jax.tokens.document import pictures, texts
-from cm3jax.tokens.image import fit
 
 logger = logging.getLogger(__name__)
 
@@ -137,17 +135,16 @@ class _Job:
 
     def _load(self, index: int, record: int) -> _Parts:
         """Document `index`, which is record `record`; runs in threads."""
-        document, config_, tokenizer = self._source[index], self._encoder.config, self._encoder.tokenizer
+        config_, tokenizer = self._encoder.config, self._encoder.tokenizer
         rng = generator(Purpose.QUERY_DROPOUT, self._seed, record)
-        ids = tokenizer.ids(" ".join(texts(document)))
-        seen = pictures(document)
+        ids, pixels = self._encoder.inputs(self._source[index])
         side, count = config_.image_size, round(config_.patches * (1 - self._query_dropout))
         return _Parts(
             text=tokenizer.row(ids),
             text_query=tokenizer.row(drop_tokens(np.array(ids, np.int32), self._query_dropout, rng).tolist()),
-            pixels=fit(seen[0], side) if seen else np.zeros((side, side, 3), np.uint8),
+            pixels=np.zeros((side, side, 3), np.uint8) if pixels is None else pixels,
             kept=np.sort(rng.permutation(config_.patches)[: max(1, count)]).astype(np.int32),
-            parts=TEXT_PART * bool(ids) + IMAGE_PART * bool(seen),
+            parts=TEXT_PART * bool(ids) + IMAGE_PART * (pixels is not None),
         )
 
     def _encode(self, loaded: list[_Parts]) -> Shaped[np.ndarray, " B"]:

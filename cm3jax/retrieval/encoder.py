@@ -21,7 +21,8 @@ from cm3jax.models.clip_weights import load_clip
 from cm3jax.parallel.specs import batch_sharding
 from cm3jax.reliability.checkpoint import load_params, read_run_config
 from cm3jax.tokens.captions import CaptionTokenizer, load_caption_tokenizer
-from cm3jax.tokens.image import to_float
+from cm3jax.tokens.document import Document, pictures, texts
+from cm3jax.tokens.image import fit, to_float
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,23 @@ class DocumentEncoder:
     def texts(self, rows: Int32[np.ndarray, "B context"]) -> Float32[np.ndarray, "B E"]:
         """Features of rows of `tokenizer`."""
         return self._in_batches(functools.partial(self._encode_texts, self._params), rows)
+
+    def inputs(self, document: Document) -> tuple[list[int], UInt8[np.ndarray, "S S 3"] | None]:
+        """What is encoded of a document: ids of its texts, joined by spaces; its first picture, None without one."""
+        seen = pictures(document)
+        return self.tokenizer.ids(" ".join(texts(document))), fit(seen[0], self.config.image_size) if seen else None
+
+    def parts(self, documents: Sequence[Document]) -> tuple[Float32[np.ndarray, "B E"], Float32[np.ndarray, "B E"]]:
+        """Features of the documents' pictures and of their texts, whole; 0 where a document has none."""
+        images, texts = (np.zeros((len(documents), self.config.embed_dim), np.float32) for _ in range(2))
+        inputs = [self.inputs(document) for document in documents]
+        shown = {place: pixels for place, (_, pixels) in enumerate(inputs) if pixels is not None}
+        said = {place: self.tokenizer.row(ids) for place, (ids, _) in enumerate(inputs) if ids}
+        if shown:
+            images[list(shown)] = self.images(np.stack(list(shown.values())))
+        if said:
+            texts[list(said)] = self.texts(np.stack(list(said.values())))
+        return images, texts
 
     def _in_batches(self, function: Any, *columns: np.ndarray) -> Float32[np.ndarray, "B E"]:
         size, count = self.batch_size, len(columns[0])

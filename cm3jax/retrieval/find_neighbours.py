@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Shaped
 
 from cm3jax import config
 from cm3jax.data.jobs import claim
@@ -26,7 +26,7 @@ from cm3jax.retrieval.embeddings import (
     is_whole,
     shard_path,
 )
-from cm3jax.retrieval.hits import Backend, Hits
+from cm3jax.retrieval.hits import Backend, hits_by_part
 from cm3jax.retrieval.neighbours import TableManifest, table_type
 from cm3jax.retrieval.select import SelectionConfig, select
 
@@ -125,14 +125,11 @@ class _Job:
             block = queries[start : start + BLOCK]
             places = first + start + np.arange(len(block))
             own = np.full(len(block), -1) if self._own is None else places + self._own
-            by_image, by_text = (self._search(np.ascontiguousarray(block[part]), own) for part in ("image", "text"))
+            by_image, by_text = (
+                hits_by_part(self._backend, np.ascontiguousarray(block[part]), config_.searched, own)
+                for part in ("image", "text")
+            )
             taken = select(by_image, by_text, block["document"], self._bank, self._complete, own, config_)
             table["ids"][start : start + BLOCK] = taken.ids
             table["scores"][start : start + BLOCK] = taken.scores
         return table
-
-    def _search(self, vectors: Float32[np.ndarray, "Q D"], own: Int64[np.ndarray, " Q"]) -> Hits:
-        """Hits by one part; none where the document has no such part (its vector is 0)."""
-        hits = self._backend.search(vectors, self._selection.searched, own)
-        there = np.any(vectors != 0, axis=1)[:, None]
-        return Hits(np.where(there, hits.ids, -1), np.where(there, hits.scores, -np.inf).astype(np.float32))

@@ -40,6 +40,15 @@ class Backend(Protocol):
         """
 
 
+def hits_by_part(
+    backend: Backend, vectors: Float32[np.ndarray, "Q D"], k: int, exclude: Int64[np.ndarray, " Q"] | None = None
+) -> Hits:
+    """Hits by one part of each query; none where the query has no such part (its vector is 0)."""
+    hits = backend.search(vectors, k, exclude)
+    there = np.any(vectors != 0, axis=1)[:, None]
+    return Hits(np.where(there, hits.ids, -1), np.where(there, hits.scores, -np.inf).astype(np.float32))
+
+
 def ordered(
     ids: Int64[np.ndarray, "Q C"], scores: Float32[np.ndarray, "Q C"], k: int, exclude: Int64[np.ndarray, " Q"]
 ) -> Hits:

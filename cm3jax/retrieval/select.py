@@ -5,6 +5,7 @@ relevance is the encoder's score, only whole documents are taken, and near-dupli
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
@@ -130,6 +131,17 @@ def draw(candidates: Int64[np.ndarray, "Q C"], count: int, rng: np.random.Genera
     drawn = np.take_along_axis(candidates, order, axis=1)[:, :count]
     missing = count - drawn.shape[1]
     return np.pad(drawn, ((0, 0), (0, max(0, missing))), constant_values=-1)[:, ::-1]
+
+
+def in_turns(candidates: Hits, count: int, config: SelectionConfig) -> list[list[int]]:
+    """Of each row of `select` the places of `count` candidates at most: the best by the image, by the text, and so on.
+
+    This is the choice for a request, which is made once, so nothing is drawn. Scores by image and by text are not
+    compared: those between a picture and documents with pictures are the higher ones, whatever the documents show.
+    """
+    by_image, by_text = range(config.by_image), range(config.by_image, config.candidates)
+    order = [place for pair in itertools.zip_longest(by_image, by_text) for place in pair if place is not None]
+    return [[place for place in order if row[place] >= 0][:count] for row in candidates.ids]
 
 
 def drop_tokens(ids: Integer[np.ndarray, " L"], share: float, rng: np.random.Generator) -> Integer[np.ndarray, " K"]:

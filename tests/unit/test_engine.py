@@ -204,20 +204,22 @@ def test_a_schedule_begins_with_its_first_weight_and_ends_with_its_last():
     assert low[0] == rising[0] and low != rising != high
 
 
-def test_the_cache_is_written_in_place():
-    """The compiled step has no operation that makes another array of a cache's shape, but the writes themselves."""
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_cache_is_written_in_place(count):
+    """The compiled step has no operation that makes another array of a cache's size, but the writes themselves."""
     engine = engine_of("cm3leon")
-    rows = rows_of([KINDS["image"]] * 4, engine.grammar, 1)
-    at = no_standing(4, 1, 0)
-    for row in range(4):
+    rows = rows_of([KINDS["image"]] * count, engine.grammar, 1)
+    at = no_standing(count, 1, 0)
+    for row in range(count):
         enter(at, row, KINDS["image"], engine.grammar)
-    caches = StreamCaches((KVCache.zeros(engine.decoder.config, 4, 48),))
+    caches = StreamCaches((KVCache.zeros(engine.decoder.config, count, 48),))
     codes = (VOCABULARY.image_start, VOCABULARY.image_end)
     plan = Plan(engine.grammar, codes, True, True, False, False, 8)
     compiled = advance.lower(engine.decoder, caches, rows, at, np.int32(8), plan=plan).compile().as_text()
-    made = re.findall(r"= f32\[4,2,48,8\]\S* ([a-z-]+)\(", compiled)
+    made = re.findall(rf"= f32\[{count},2,48,8\]\S* ([a-z-]+)\(", compiled)
     assert "scatter" in made
     assert set(made) <= {"scatter", "fusion", "parameter", "get-tuple-element", "bitcast"}
+    assert not re.findall(rf"= f32\[(?:{count},)?2,8,48\]", compiled)  # transposed
 
 
 def test_forced_ids_are_untouched():

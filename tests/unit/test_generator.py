@@ -1,62 +1,16 @@
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from cm3jax.commands.generate import main
-from cm3jax.data.image_tokenizer import ImageTokenizer
-from cm3jax.generate.generator import Generator
 from cm3jax.generate.guidance import ContrastiveTopK
 from cm3jax.generate.holes import GappedImage, Hole
 from cm3jax.generate.sampler import SamplingConfig
 from cm3jax.generate.tasks import Steering, Task, caption, infill, text_to_image
-from cm3jax.generate.text_image import TextImageModel
-from cm3jax.models.config import cm3leon
-from cm3jax.models.transformer import Transformer
-from cm3jax.models.vqgan import VQGAN, VQGANConfig
 from cm3jax.tokens.document import Image, Text
-from cm3jax.tokens.image import decode_image, encode_png
-from cm3jax.tokens.text import train_text_tokenizer
-from cm3jax.tokens.vocabulary import Vocabulary
+from cm3jax.tokens.image import decode_image
 
-VOCABULARY = Vocabulary(text_size=300, image_size=8, sentinels=4, size=320)
-IMAGES = VQGANConfig(
-    resolution=16,
-    channels=8,
-    channel_multipliers=(1, 2, 2),
-    codes=8,
-    res_blocks=1,
-    attention_resolutions=(),
-    z_channels=4,
-    embed_dim=4,
-    norm_groups=4,
-)
 SAMPLED = {"text": SamplingConfig(1.0), "image": SamplingConfig(1.0), "max_text": 6}
-
-
-def random_params(build):
-    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build)))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), shapes)
-
-
-@pytest.fixture(scope="module")
-def generator(tmp_path_factory) -> Generator:
-    """Of random weights: images of 16 codes."""
-    lines = ["a red dog on the grass"] * 9
-    text = train_text_tokenizer(lines, 300, tmp_path_factory.mktemp("text") / "text.model")
-    images = ImageTokenizer(IMAGES, random_params(lambda: VQGAN(IMAGES, nnx.Rngs(0))), "random", batch_size=2)
-    config = cm3leon(16, 1, 2, VOCABULARY.size, 96)
-    params = random_params(lambda: Transformer(config, nnx.Rngs(0)))
-    return Generator(TextImageModel(config, params, VOCABULARY, text, images))
-
-
-@pytest.fixture(scope="module")
-def picture(generator):
-    return generator.image(np.random.default_rng(3).integers(0, 255, (16, 16, 3)).astype(np.uint8))
 
 
 def test_an_image_from_a_text_in_one_call(generator):
@@ -130,18 +84,6 @@ def test_bad_tasks_have_an_error_each_and_the_rest_goes_on(generator, picture):
     assert all(sample.error is None and sample.gaps[0] for sample in good)
     with pytest.raises(ValueError, match="generate: segment 0: an empty text"):
         generator.generate(text_to_image(""))
-
-
-@pytest.fixture
-def cm3(generator, picture, monkeypatch, tmp_path):
-    """Runs the command in a folder with a picture `dog.png` and its mask `tail.png`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TextImageModel, "load", lambda run, step: generator.model)
-    (tmp_path / "dog.png").write_bytes(encode_png(picture.pixels))
-    mask = np.zeros((16, 16, 3), np.uint8)
-    mask[6:9] = 255
-    (tmp_path / "tail.png").write_bytes(encode_png(mask))
-    return lambda *words: main(["--workdir", "run", "--max-text", "5", *map(str, words)])
 
 
 def test_the_command_keeps_the_likeliest_picture_and_tells_of_all(cm3, tmp_path, capsys):

@@ -115,3 +115,8 @@ def test_libtpu_compiles_sharded_layers_with_the_flags_of_the_chip(repo_root, ch
         capture_output=True, text=True, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_cpus_get_large_pages_unless_the_user_set_the_tunables(repo_root):
+    assert flags(repo_root, "cpu", "GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
+    assert flags(repo_root, "cpu", "GLIBC_TUNABLES", GLIBC_TUNABLES="") == ""

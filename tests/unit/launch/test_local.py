@@ -118,7 +118,7 @@ def test_dry_run_prints_a_command_for_each_process_that_can_be_pasted(shell, hos
             "XLA_FLAGS=--xla_force_host_platform_device_count=3 --xla_cpu_x=1",
         ]  # fmt: skip
         assert worker == str(shell.checkout / "launch" / "worker.sh")
-        assert (flag, variable, dashes) == ("--flags=none", "--env=A=b c", "--")
+        assert (flag, variable, dashes) == ("--flags=cpu", "--env=A=b c", "--")
         assert shell.words(line)[-2 - len(hostile) :] == ["cm3", "train", *hostile]
     assert i == 1
 
@@ -130,4 +130,4 @@ def test_gpus_are_shared_out_and_bring_their_flags(shell):
     assert "CUDA_VISIBLE_DEVICES=0,1" in first and "CUDA_VISIBLE_DEVICES=2,3" in second
     assert "--flags=gpu" in first and "--flags=gpu" in second
     shell.fake("nvidia-smi", "exit 9")
-    assert "--flags=none" in shell.dry("local.sh", "--processes=1", "--", "cm3")
+    assert "--flags=cpu" in shell.dry("local.sh", "--processes=1", "--", "cm3")

@@ -45,7 +45,7 @@ def test_help_has_an_example_and_all_options(shell, script, repo_root):
             ["--processes=2", "--devices-per-process=2", "--gpus-per-process=1", *RUN],
             "exclude each other",
         ),
-        ("worker.sh", ["--flags", "../v4", *RUN], "--flags is ../v4, expected v4, v5e, v5p, v6e, gpu or none"),
+        ("worker.sh", ["--flags", "../v4", *RUN], "--flags is ../v4, expected v4, v5e, v5p, v6e, gpu, cpu or none"),
         ("worker.sh", ["--cluster=1", *RUN], "--cluster takes no value"),
         ("worker.sh", ["--env", "$(touch hacked)=1", *RUN], "expected NAME=VALUE"),
         ("worker.sh", ["--env", "NAME", *RUN], "--env is NAME, expected NAME=VALUE"),
