@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import datetime
+import importlib.metadata
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,7 +138,15 @@ def _remats(text: str) -> list[str]:
 
 
 def _head(options: argparse.Namespace, topology: Topology) -> dict[str, Any]:
-    return {"config_file": options.config, "topology": str(topology), "jax": jax.__version__}
+    """What a saved result must say of how it came about."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "config_file": options.config,
+        "topology": str(topology),
+        "jax": jax.__version__,
+        "libtpu": importlib.metadata.version("libtpu"),
+        "compiler_flags": os.environ.get("LIBTPU_INIT_ARGS", ""),
+    }
 
 
 def _save(path: Path | None, values: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ _FREE = (
     *("while", "conditional", "call", "partition-id", "replica-id", "add-dependency", "opt-barrier"),
     *(
         "copy-done",
+        "slice-done",
         "all-gather-done",
         "all-reduce-done",
         "collective-permute-done",
@@ -25,8 +26,9 @@ _FREE = (
     *("async-start", "async-update", "async-done"),
 )
 # Targets of custom calls that say something and do nothing.
-_FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound")
-_BESIDE = ("copy-start", "custom-call")
+_FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast")
+_COPIES = ("copy-start", "slice-start")
+_BESIDE = (*_COPIES, "custom-call")
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATES = ("dynamic-update-slice", "scatter")
 _PLAIN = ("bitcast", "copy", "convert", "reshape", "transpose")
@@ -102,9 +104,9 @@ def _flops(module: Module, body: dict[str, Instruction], instruction: Instructio
 def _bytes(module: Module, body: dict[str, Instruction], instruction: Instruction) -> int:
     if instruction.opcode in _FREE or any(f'"{target}"' in instruction.text for target in _FREE_CALLS):
         return 0
-    if instruction.opcode == "copy-start":
-        # (to, from, context)
-        return sum(shape.bytes for shape in instruction.shapes[:2] if not shape.space)
+    if instruction.opcode in _COPIES:
+        # (to, from, context) of a copy; (whole, part, context) of a slice, of which the part alone is moved.
+        return sum(instruction.shapes[1].bytes for shape in instruction.shapes[:2] if not shape.space)
     if instruction.opcode in _SLICES:
         return 2 * _size(instruction)
     if instruction.opcode == "dynamic-update-slice":

@@ -4,7 +4,7 @@
     cm3 aot --config=configs/lm/7b.py --topology=v5p:8x8x8
 
 The rule of the devices at hand decides mesh, microbatches and recomputation. Those of TPUs are predictions
-(docs/aot.md has them), those of v6e and GPUs guesses. Paths of the records and tokenizers are given on the command
+(docs/aot.md has them), those of GPUs guesses. Paths of the records and tokenizers are given on the command
 line or in a copy of this file.
 """
 
@@ -25,7 +25,7 @@ MACHINES = (
     MachineRule("v5e", GROUPS, devices=64, microbatch=1, remat="full"),
     MachineRule("v5p", GROUPS, devices=64, microbatch=2, remat="dots"),
     MachineRule("v5p", PAIRS, devices=4096, microbatch=1, remat="dots"),
-    MachineRule("v6e", GROUPS, devices=64, microbatch=1, remat="dots"),
+    MachineRule("v6e", GROUPS, devices=64, microbatch=2, remat="dots"),
     MachineRule("h100", MeshConfig(data=1, fsdp=-1), devices=16, microbatch=1, remat="full", flags="gpu"),
     MachineRule("h200", MeshConfig(data=1, fsdp=-1), devices=16, microbatch=2, remat="dots", flags="gpu"),
 )

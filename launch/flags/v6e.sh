@@ -4,5 +4,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 
 # 96 of the 128 MiB of on-chip memory for the operation that runs, so that dense matrix products get large tiles; by
-# itself the compiler gives 16. Source: v6e recipes of MaxText for dense models, compiler options of AXLearn.
+# itself the compiler gives 16. Compiling takes twice the processor time (docs/aot.md). Source: v6e recipes of MaxText for
+# dense models, compiler options of AXLearn.
 default_flag LIBTPU_INIT_ARGS --xla_tpu_scoped_vmem_limit_kib=98304

@@ -239,3 +239,19 @@ ENTRY %main (x: f32[10,256], y: f32[10,256], i: s32[]) -> (f32[10,256], f32[1,25
 def test_traffic_looks_into_fusions_within_fusions():
     # Of %x one row is read, of %y one is written; the second result stays on the chip.
     assert memory_traffic(parse(NESTED)) == Traffic((), 0.0, 1024 + 1024 + 4)
+
+
+# As libtpu 0.0.42 brings an array to on-chip memory in pieces.
+PIECES = """ENTRY %main (x: s8[4096]) -> s8[4096] {
+  %x = s8[4096]{0:T(1024)} parameter(0)
+  %a = ((s8[4096]{0:T(1024)}), s8[1024]{0:T(1024)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:1024]}
+  %b = ((s8[4096]{0:T(1024)}), s8[3072]{0:T(1024)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[1024:4096]}
+  %c = s8[1024]{0:T(1024)S(1)} slice-done(%a)
+  %d = s8[3072]{0:T(1024)S(1)} slice-done(%b)
+  ROOT %y = s8[4096]{0:T(1024)S(1)} custom-call(%c, %d), custom_call_target="ConcatBitcast"
+}
+"""
+
+
+def test_an_array_that_is_brought_in_pieces_is_read_once():
+    assert memory_traffic(parse(PIECES)) == Traffic((), 4096.0, 0.0)
