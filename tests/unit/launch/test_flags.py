@@ -55,7 +55,7 @@ def test_what_the_user_set_wins_and_the_rest_is_added(repo_root, chip):
 
 def test_a_name_that_is_only_the_beginning_of_another_is_no_match(repo_root):
     given = {"LIBTPU_INIT_ARGS": "--xla_tpu_scoped_vmem_limit_kib_other=1"}
-    assert "--xla_tpu_scoped_vmem_limit_kib=98304" in flags(repo_root, "v6e", "LIBTPU_INIT_ARGS", **given)
+    assert "--xla_tpu_scoped_vmem_limit_kib=49152" in flags(repo_root, "v6e", "LIBTPU_INIT_ARGS", **given)
 
 
 def test_a_file_of_flags_is_left_alone(repo_root):
