@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from report import RESULTS, header, table, write
 
@@ -25,7 +24,7 @@ from cm3jax.data.sources.open import open_source
 from cm3jax.data.sources.source import Source
 from cm3jax.metrics import read_metrics
 from cm3jax.models.contrastive import chance_recall, recall
-from cm3jax.parallel.mesh import MeshConfig, make_mesh
+from cm3jax.parallel.mesh import one_device
 from cm3jax.retrieval.encoder import DocumentEncoder, load_encoder
 from cm3jax.tokens.document import pictures, texts
 from cm3jax.tokens.image import fit
@@ -48,7 +47,7 @@ def trained(spec: str, steps: int, workdir: Path) -> tuple[DocumentEncoder, floa
     if cli.main(["train", f"--config={CONFIG}:small", f"--workdir={run}", *overrides]):
         raise SystemExit("the training did not finish")
     loss = read_metrics(run / "metrics.jsonl")["loss"][1][-1]
-    return load_encoder(run, make_mesh(MeshConfig(data=1), jax.devices()[:1]), batch_size=BATCH), float(loss)
+    return load_encoder(run, one_device(), batch_size=BATCH), float(loss)
 
 
 def photographs(source: Source, count: int | None = None) -> list[tuple[np.ndarray, tuple[str, ...]]]:

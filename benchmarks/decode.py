@@ -13,13 +13,8 @@ decode_gpu-DATE).
 
 import argparse
 import dataclasses
-import datetime
-import json
 import os
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from report import header, table, write
 
 from cm3jax.generate.engine import Engine, EngineConfig
 from cm3jax.generate.guidance import Guidance, classifier_free
@@ -39,7 +35,6 @@ from cm3jax.models.transformer import Transformer
 from cm3jax.tokens.vocabulary import Vocabulary
 
 CORES = 2
-RESULTS = Path(__file__).parent / "results"
 PROMPT, NEW = 32, 256
 SIZES = {
     "tiny": chameleon(128, 4, 4, 4, 352, 4096, 512),
@@ -212,18 +207,24 @@ def on_cpus(sizes: Sequence[str], batches: Sequence[int], repeats: int) -> dict[
     for size in sizes:
         for batch in batches:
             found["lines"].append(compare(size, batch, repeats))
-            print(_line(found["lines"][-1]), flush=True)
+            print(*_row(found["lines"][-1]), sep="  ", flush=True)
     return found
 
 
-def _line(found: dict[str, Any]) -> str:
+def _row(found: dict[str, Any]) -> list[str]:
     speeds = [found["batch"] * NEW / statistics.median(found[side]) for side in ("ours", "transformers")]
     low, high = found["ratio_spread"]
     read = found["weights_gb"] * NEW / statistics.median(found["ours"])
-    return (
-        f"| {found['model']} | {found['batch']} | {speeds[0]:.0f} | {speeds[1]:.0f} ({found['cache']}) | "
-        f"{found['ratio']:.2f} | {low:.2f} to {high:.2f} | {read:.1f} | {found['equal_ids']} of {NEW} |"
-    )
+    return [
+        found["model"],
+        str(found["batch"]),
+        f"{speeds[0]:.0f}",
+        f"{speeds[1]:.0f} ({found['cache']})",
+        f"{found['ratio']:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{read:.1f}",
+        f"{found['equal_ids']} of {NEW}",
+    ]
 
 
 def on_gpu() -> dict[str, Any]:
@@ -281,34 +282,14 @@ def _copy_bandwidth() -> float:
     return 20 * 2 * x.nbytes / (time.perf_counter() - start)
 
 
-def write(report: dict[str, Any], name: str) -> None:
-    """The report as JSON and as a page."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}-{report['date']}"
-    path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-    text = _page(report)
-    path.with_suffix(".md").write_text(text)
-    print(text)
-
-
-def _page(report: dict[str, Any]) -> str:
-    head = [
-        f"# Decoding, {report['date']}",
-        f"`{report['command']}`",
-        f"{report['device']}, {report['machine']}, jax {report['jax']}",
-    ]
-    if "torch" not in report:
-        return "\n\n".join(head) + "\n\n" + "\n".join(report["lines"]) + "\n"
+def page(found: dict[str, Any]) -> str:
+    """What was found on CPUs."""
     about = (
-        f"Prompt {PROMPT} ids, {NEW} new ones, greedy, fp32, {CORES} cores, torch {report['torch']}, transformers "
-        f"{report['transformers']}. Tokens/s of the median run; GB/s are the weights times the steps a second."
+        f"Prompt {PROMPT} ids, {NEW} new ones, greedy, fp32, {CORES} cores, torch {found['torch']}, transformers "
+        f"{found['transformers']}. Tokens/s of the median run; GB/s are the weights times the steps a second.\n\n"
     )
-    table = [
-        "| model | batch | cm3jax | transformers (cache) | ratio | spread | GB/s | equal ids |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(_line(found) for found in report["lines"]),
-    ]
-    return "\n\n".join([*head, about]) + "\n\n" + "\n".join(table) + "\n"
+    columns = ["model", "batch", "cm3jax", "transformers (cache)", "ratio", "spread", "GB/s", "equal ids"]
+    return about + table(columns, [_row(line) for line in found["lines"]])
 
 
 def main() -> None:
@@ -320,15 +301,12 @@ def main() -> None:
     options = parser.parse_args()
     if not options.gpu:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    header = {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-    }
-    found = on_gpu() if options.gpu else on_cpus(options.sizes, options.batches, options.repeats)
-    write(header | found, "decode_gpu" if options.gpu else "decode")
+    if options.gpu:
+        found = on_gpu()
+        write("decode_gpu", "Decoding", header() | found, "\n".join(found["lines"]) + "\n")
+    else:
+        found = on_cpus(options.sizes, options.batches, options.repeats)
+        write("decode", "Decoding", header() | found, page(found))
 
 
 if __name__ == "__main__":

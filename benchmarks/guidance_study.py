@@ -12,18 +12,13 @@ the same day, it keeps what is there.
 
 import argparse
 import dataclasses
-import datetime
 import json
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from report import RESULTS, header
 
 from cm3jax.data.scenes.drawing import draw
 from cm3jax.data.scenes.language import short_caption
@@ -42,7 +37,6 @@ from cm3jax.models.reader import Reader
 from cm3jax.tasks.reader import load_reader
 from cm3jax.tokens.document import Text, pictures
 
-RESULTS = Path(__file__).parent / "results"
 TOP_P = SamplingConfig(top_p=0.9)
 BEST_OF = 8
 ROUNDED = {
@@ -227,17 +221,10 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=128)
     options = parser.parse_args()
     run = options.quickstart / "decoder"
-    today = datetime.date.today().isoformat()
-    path = RESULTS / f"guidance_study-{today}.json"
-    header = {
-        "date": today,
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-        "inputs": {"decoder": json.loads((run / "done.json").read_text()), "documents": options.documents},
-    }
-    report = resumed(path, header)
+    begin = header()
+    path = RESULTS / f"guidance_study-{begin['date']}.json"
+    inputs = {"decoder": json.loads((run / "done.json").read_text()), "documents": options.documents}
+    report = resumed(path, begin | {"inputs": inputs})
     measure(report, TextImageModel.load(run), load_reader(options.quickstart / "reader"), path)
     text = page(report)
     write_atomic(path.with_suffix(".md"), text.encode())

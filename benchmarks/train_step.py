@@ -87,13 +87,13 @@ class JaxTrainer:
     def __init__(self, config: Any):
         import jax
 
-        from cm3jax.parallel.mesh import MeshConfig, make_mesh
+        from cm3jax.parallel.mesh import one_device
         from cm3jax.reliability.heap import return_freed_memory
         from cm3jax.tasks.lm import LMTask
         from cm3jax.tasks.update import FLAGS, Flags, abstract_state, lower_update
 
         self.jax, self.task = jax, LMTask(config, seed=0, steps=1)
-        mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        mesh = one_device()
         jax.set_mesh(mesh)
         layout = jax.tree.map(lambda a: a.sharding, abstract_state(self.task, mesh))
         self.state = jax.jit(self.task.init, out_shardings=layout)(jax.random.key(0))

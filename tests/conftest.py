@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
-from cm3jax.parallel.mesh import MeshConfig, make_mesh  # noqa: E402
+from cm3jax.parallel.mesh import one_device  # noqa: E402
 from cm3jax.tokens.vocabulary import Vocabulary  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ def tiny_vocabulary() -> Vocabulary:
 @pytest.fixture(scope="session")
 def one_device_mesh() -> jax.sharding.Mesh:
     """All four axes, each of size one."""
-    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    return one_device()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from cm3jax.models.config import cm3leon
 from cm3jax.models.discriminator import DiscriminatorConfig
 from cm3jax.models.vqgan import VQGANConfig
 from cm3jax.optim import OptimConfig
-from cm3jax.parallel.mesh import MeshConfig, make_mesh
+from cm3jax.parallel.mesh import MeshConfig, make_mesh, one_device
 from cm3jax.parallel.specs import batch_sharding
 from cm3jax.tasks.clip import CLIPTask, CLIPTaskConfig
 from cm3jax.tasks.lm import DatasetConfig, LMConfig, LMTask
@@ -105,7 +105,7 @@ def single(request, scene_records):
     """A task, the name of its loss, and its losses on one device."""
     make, name = request.param
     task = make(scene_records)
-    return task, name, losses(task, name, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    return task, name, losses(task, name, one_device())
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -52,7 +52,9 @@ def test_help(checkout, script):
 def test_dry_run_shows_pinned_commands_and_changes_nothing(checkout, script, minor, tmp_path):
     python = fake_python(tmp_path / "bin" / "python", minor)
     before = sorted(checkout.rglob("*"))
-    done = launch(checkout, script, "--dry-run", "an argument", PYTHON=str(python))
+    fake_python(tmp_path / "none" / "nvidia-smi", minor)  # a machine without GPU, whatever this one has
+    path = f"{tmp_path / 'none'}:{os.environ['PATH']}"
+    done = launch(checkout, script, "--dry-run", "an argument", PYTHON=str(python), PATH=path)
     assert done.returncode == 0, done.stderr
     assert sorted(checkout.rglob("*")) == before
     made, *between, started = done.stdout.splitlines()
