@@ -86,6 +86,12 @@ def test_planted_near_duplicates_of_real_photographs_are_found_and_no_other(phot
     seen = Seen(CONFIG)
     removed = [seen.match(signature(i, [image_hash(pixels)])) for i, pixels in enumerate(photographs)]
     assert len(photographs) == 259 and removed == [None] * 259
+    shares = planted_found(photographs)
+    assert min(shares.values()) >= 0.99, shares
+
+
+def planted_found(photographs: list[np.ndarray]) -> dict[str, float]:
+    """For each change of PLANTED, the share of photographs whose changed copy is found."""
     shares, index = {}, NearIndex(CONFIG.near_distance)
     for i, pixels in enumerate(photographs):
         known = signature(i, [image_hash(pixels)])
@@ -94,7 +100,7 @@ def test_planted_near_duplicates_of_real_photographs_are_found_and_no_other(phot
         found = [index.first(asked_places(s), s) for s in (signature(0, [image_hash(change(p))]) for p in photographs)]
         assert all(winner in (i, None) for i, winner in enumerate(found)), name
         shares[name] = 1 - found.count(None) / len(found)
-    assert min(shares.values()) >= 0.99, shares
+    return shares
 
 
 def known_places(s: Signature) -> list:
@@ -119,6 +125,15 @@ SAME_SHORTS = (2047, 2202)
 def test_other_clothes_on_one_background_stay(shared_data):
     """The hardest real case, many pieces photographed alike; the signs alone would remove many."""
     assert removed_clothes(shared_data, range(2_040, 2_500)) == {SAME_SHORTS}
+
+
+@pytest.mark.slow
+def test_planted_near_duplicates_of_clothes_are_found(shared_data):
+    """Ten changes alike; the crop of a corner alone is found less often (docs/data.md)."""
+    source = open_source(str(shared_data / "clothing"))
+    shares = planted_found([pictures(source[i])[0] for i in range(0, len(source), 13)])
+
+    assert np.mean(list(shares.values())) >= 0.99, shares
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float64, Int, Int8, UInt8, UInt64
 BITS = 128
 BANDS = 5
 BAND_BITS = 20
-PROBED_BITS = 4  # of each band: 16 places to ask at
+PROBED_BITS = 5  # of each band: 32 places to ask at
 
 _SIDE = 32  # pixels a side that the transform sees
 _DIGITS = 3  # rounding that makes signs of zero the same on every machine
@@ -86,18 +86,28 @@ def near(
     others_detail: Int8[np.ndarray, "N details"],
     distance: int,
 ) -> Bool[np.ndarray, " N"]:
-    """Which of N pictures are nearly the same as one: at most `distance` other bits, and nearly the same details."""
+    """Which of N pictures are nearly the same as one: at most `distance` other bits, and nearly the same details.
+
+    Either of two may be a part of the other, so each is compared with the windows of the other.
+    """
     found = np.bitwise_count(bits ^ others_bits).sum(1) <= distance
-    others = others_detail[found].astype(np.float64)
-    if not detail.any():  # black and white pictures have no details at all
-        found[found] = ~others.any(1)
-    elif found.any():
-        windows = _in_windows(detail)
-        # Sums along the details alone, so that the number of other pictures changes no bit.
-        products = (others[:, None] * windows).sum(2)
-        sizes = np.sqrt(np.square(others).sum(1))[:, None] * np.sqrt(np.square(windows).sum(1))
-        found[found] = (products >= _SIMILARITY * sizes).any(1) & others.any(1)
+    if not found.any():
+        return found
+    windows = _in_windows(detail)
+    found[found] = [
+        _alike(windows, other) or _alike(_in_windows(other), detail)
+        # Black and white pictures have no details at all.
+        if detail.any() and other.any()
+        else not (detail.any() or other.any())
+        for other in others_detail[found]
+    ]
     return found
+
+
+def _alike(windows: Float64[np.ndarray, "windows details"], detail: Int8[np.ndarray, " details"]) -> bool:
+    """Whether one of the windows has nearly these details."""
+    sizes = np.sqrt(np.square(windows).sum(1) * np.square(detail.astype(np.float64)).sum())
+    return bool(((windows * detail).sum(1) >= _SIMILARITY * sizes).any())
 
 
 def _in_windows(detail: Int8[np.ndarray, " details"]) -> Float64[np.ndarray, "windows details"]:
