@@ -116,18 +116,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     options = parser.parse_args()
     run = build(Config, read_run_config(options.quickstart / "decoder"))
-    stages = Stages(options.workdir)
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     seconds = 0.0
     for seed in range(options.seeds):
         for kind in KINDS:
             config = decoder(run, kind, options.steps, options.batch_size, seed)
             name = f"{kind.replace(' ', '_')}-{seed}"
-            bits = stages.run(name, to_dict(config), lambda folder, config=config: measure(config, folder))
+            stage = Stages(options.workdir)  # of its own: no training depends on another
+            bits = stage.run(name, to_dict(config), lambda folder, config=config: measure(config, folder))
             task = make_task(config)
             assert isinstance(task, LMTask)
             found[kind].append(bits | trained_on(task, options.steps))
-            seconds += stages.records[name]["seconds"]
+            seconds += stage.records[name]["seconds"]
             print(name, json.dumps(found[kind][-1]), flush=True)
     setting = (
         f"{options.seeds} seeds, mean ± standard deviation; {options.steps} updates of {options.batch_size} sequences "
