@@ -5,11 +5,27 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+FLAGS = Path(__file__).parent.parent / "launch" / "flags"
+# What a shell sets for itself.
+SHELL = {"_", "SHLVL", "PWD", "OLDPWD"}
+
+
+def run_under_flags(name: str) -> None:
+    """Starts this program anew with the settings of launch/flags/NAME.sh, which the launchers train under too.
+
+    Returns if they are in force. Most are read when a process starts.
+    """
+    command = ["bash", "-c", 'source "$1" && exec env -0', "bash", str(FLAGS / f"{name}.sh")]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    wanted = dict(line.split("=", 1) for line in lines if line)
+    if any(os.environ.get(key) != value for key, value in wanted.items() if key not in SHELL):
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
 
 
 def header() -> dict[str, Any]:

@@ -4,9 +4,11 @@
     python benchmarks/train_step.py --gpu
 
 On a CPU the update of task `lm` (everything a run does in a step: loss, gradients, clipping, AdamW, checks) runs beside
-the same model in plain PyTorch: fp32, two cores, equal weights, losses first compared to 1e-5. Steps alternate in the
-order ABBA within one process. Peak memory is that of a process of its own for each: the highest resident size, less
-what was resident after imports. Our side recomputes norms and activations in the backward pass (`remat="dots"`).
+the same model in plain PyTorch: fp32, two cores, equal weights, losses first compared to 1e-5. Both run in one process,
+under the settings of launch/flags/cpu.sh, in turns of four steps in the order ABBA, because the steps of a training
+follow each other: the first of a turn takes longer on either side. Peak memory is that of a process of its own for
+each: the highest resident size, less what was resident after imports. Our side recomputes norms and activations in the
+backward pass (`remat="dots"`).
 
 With `--gpu` there is no PyTorch: the share of the peak arithmetic rate (MFU) of 350M, 760M and eight layers of 7B at
 4,096 tokens in bfloat16, with the formula of `cm3jax/perf/flops.py`.
@@ -27,9 +29,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from report import RESULTS, header, table, write
+from report import RESULTS, header, run_under_flags, table, write
 
 CORES = 2
+# Steps that a side takes before the other has its turn.
+TURN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,7 @@ def main() -> None:
 
         report = header() | measure_gpu(options.steps)
     else:
+        run_under_flags("cpu")
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
         shape = Shape(options.width, options.layers, options.length, options.batch, options.vocabulary)
         if options.memory_of:
@@ -71,13 +76,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
     parser.add_argument("--batch", type=int, default=4, help="sequences of a step")
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--steps", type=int, default=10, help="measured steps of each side, an even number")
+    parser.add_argument("--steps", type=int, default=24, help=f"measured steps of each side, in turns of {TURN}")
     parser.add_argument("--gpu", action="store_true", help="measure MFU on the first accelerator instead")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--memory-of", choices=("jax", "torch"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.steps < 2 or options.steps % 2:
-        parser.error(f"--steps {options.steps}, expected an even number from 2 on")
+    if options.steps < TURN or options.steps % TURN:
+        parser.error(f"--steps {options.steps}, expected a multiple of {TURN}")
     return options
 
 
@@ -172,7 +177,7 @@ def _compare(shape: Shape, steps: int) -> dict[str, Any]:
         raise SystemExit(f"losses differ: {losses[0]} (cm3jax), {losses[1]} (PyTorch), expected 1e-5 at most")
     seconds = _alternate({"jax": ours.step, "torch": theirs.step}, shape, steps)
     rates = {side: [shape.tokens / s for s in found] for side, found in seconds.items()}
-    pairs = [a / b for a, b in zip(rates["jax"], rates["torch"], strict=True)]
+    pairs = [a / b for a, b in zip(_turns(rates["jax"]), _turns(rates["torch"]), strict=True)]
     import torch
 
     return header() | {
@@ -188,18 +193,24 @@ def _compare(shape: Shape, steps: int) -> dict[str, Any]:
 
 
 def _alternate(sides: dict[str, Callable[[Any], float]], shape: Shape, steps: int) -> dict[str, list[float]]:
-    """Seconds of each step, in the order A B B A after two warm-ups of each."""
+    """Seconds of each step, in turns of several in the order A B B A, after two warm-ups of each."""
     names, seconds = list(sides), {name: [] for name in sides}
     for number in range(2):
         for name in names:
             sides[name](random_tokens(shape, number))
-    for number in range(steps // 2):
-        for name in (*names, *reversed(names)):
-            tokens = random_tokens(shape, 2 + number)
-            start = time.perf_counter()
-            sides[name](tokens)
-            seconds[name].append(time.perf_counter() - start)
+    for turn in range(steps // TURN):
+        for name in names if turn % 2 == 0 else reversed(names):
+            for number in range(TURN):
+                tokens = random_tokens(shape, 2 + turn * TURN + number)
+                start = time.perf_counter()
+                sides[name](tokens)
+                seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def _turns(values: list[float]) -> list[float]:
+    """The median of each turn."""
+    return [statistics.median(values[i : i + TURN]) for i in range(0, len(values), TURN)]
 
 
 def _memory_of(side: str, shape: Shape) -> dict[str, float]:
@@ -253,7 +264,7 @@ def _table(report: dict[str, Any]) -> str:
         f"{shape['vocabulary']}, fp32, {CORES} cores, torch {report['torch']}; losses differ by "
         f"{report['loss_difference']:.1e}.\n\n| | cm3jax | PyTorch | ratio |\n| --- | --- | --- | --- |\n"
         f"| tokens/s, median of {len(report['seconds']['jax'])} | {rates['jax']:.0f} | {rates['torch']:.0f} | "
-        f"{report['ratio']:.3f} (steps: {low:.3f} to {high:.3f}) |\n"
+        f"{report['ratio']:.3f} (turns: {low:.3f} to {high:.3f}) |\n"
         + "".join(
             f"| peak MB, {label} | {memory['jax'][key]:.0f} | {memory['torch'][key]:.0f} | "
             f"{memory['jax'][key] / memory['torch'][key]:.3f} |\n"
