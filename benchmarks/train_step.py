@@ -5,8 +5,8 @@
 
 On a CPU the update of task `lm` (everything a run does in a step: loss, gradients, clipping, AdamW, checks) runs beside
 the same model in plain PyTorch: fp32, two cores, equal weights, losses first compared to 1e-5. Both run in one process,
-under the settings of launch/flags/cpu.sh, in turns of four steps in the order ABBA, because the steps of a training
-follow each other: the first of a turn takes longer on either side. Peak memory is that of a process of its own for
+under the settings of launch/flags/cpu.sh, in the order ABBA, a step at a time or `--turn` steps: the first step after
+the other side takes longer on either side. Peak memory is that of a process of its own for
 each: the highest resident size, less what was resident after imports. Our side recomputes norms and activations in the
 backward pass (`remat="dots"`).
 
@@ -32,8 +32,6 @@ from typing import Any
 from report import RESULTS, header, run_under_flags, table, write
 
 CORES = 2
-# Steps that a side takes before the other has its turn.
-TURN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +62,7 @@ def main() -> None:
         if options.memory_of:
             print(json.dumps(_resident(options.memory_of, shape, options.steps)))
             return
-        report = _compare(shape, options.steps)
+        report = _compare(shape, options.steps, options.turn)
     name = "train_step_gpu" if options.gpu else "train_step"
     write(name, "Training step", report, _table(report), options.out)
 
@@ -76,13 +74,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
     parser.add_argument("--batch", type=int, default=4, help="sequences of a step")
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--steps", type=int, default=24, help=f"measured steps of each side, in turns of {TURN}")
+    parser.add_argument("--steps", type=int, default=24, help="measured steps of each side")
+    parser.add_argument("--turn", type=int, default=1, help="steps that a side takes before the other has its turn")
     parser.add_argument("--gpu", action="store_true", help="measure MFU on the first accelerator instead")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--memory-of", choices=("jax", "torch"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.steps < TURN or options.steps % TURN:
-        parser.error(f"--steps {options.steps}, expected a multiple of {TURN}")
+    if options.turn < 1 or options.steps < 2 * options.turn or options.steps % (2 * options.turn):
+        parser.error(f"--steps {options.steps}, expected a multiple of two turns of {options.turn}")
     return options
 
 
@@ -167,7 +166,7 @@ def _torch_trainer(shape: Shape) -> Any:
     return Trainer(lm_config(shape).model, optim_config(), CORES)
 
 
-def _compare(shape: Shape, steps: int) -> dict[str, Any]:
+def _compare(shape: Shape, steps: int, turn: int) -> dict[str, Any]:
     memory = {side: _memory_of(side, shape) for side in ("jax", "torch")}
     ours, theirs = JaxTrainer(lm_config(shape)), _torch_trainer(shape)
     theirs.model.load(ours.state.params)
@@ -175,13 +174,14 @@ def _compare(shape: Shape, steps: int) -> dict[str, Any]:
     difference = abs(losses[0] - losses[1]) / losses[1]
     if difference > 1e-5:
         raise SystemExit(f"losses differ: {losses[0]} (cm3jax), {losses[1]} (PyTorch), expected 1e-5 at most")
-    seconds = _alternate({"jax": ours.step, "torch": theirs.step}, shape, steps)
+    seconds = _alternate({"jax": ours.step, "torch": theirs.step}, shape, steps, turn)
     rates = {side: [shape.tokens / s for s in found] for side, found in seconds.items()}
-    pairs = [a / b for a, b in zip(_turns(rates["jax"]), _turns(rates["torch"]), strict=True)]
+    pairs = [a / b for a, b in zip(_turns(rates["jax"], turn), _turns(rates["torch"], turn), strict=True)]
     import torch
 
     return header() | {
         "shape": dataclasses.asdict(shape),
+        "turn": turn,
         "torch": torch.__version__,
         "loss_difference": difference,
         "tokens_per_second": {side: statistics.median(found) for side, found in rates.items()},
@@ -192,25 +192,25 @@ def _compare(shape: Shape, steps: int) -> dict[str, Any]:
     }
 
 
-def _alternate(sides: dict[str, Callable[[Any], float]], shape: Shape, steps: int) -> dict[str, list[float]]:
-    """Seconds of each step, in turns of several in the order A B B A, after two warm-ups of each."""
+def _alternate(sides: dict[str, Callable[[Any], float]], shape: Shape, steps: int, turn: int) -> dict[str, list[float]]:
+    """Seconds of each step, in turns in the order A B B A, after two warm-ups of each."""
     names, seconds = list(sides), {name: [] for name in sides}
     for number in range(2):
         for name in names:
             sides[name](random_tokens(shape, number))
-    for turn in range(steps // TURN):
-        for name in names if turn % 2 == 0 else reversed(names):
-            for number in range(TURN):
-                tokens = random_tokens(shape, 2 + turn * TURN + number)
+    for first in range(0, steps, turn):
+        for name in names if first // turn % 2 == 0 else reversed(names):
+            for number in range(first, first + turn):
+                tokens = random_tokens(shape, 2 + number)
                 start = time.perf_counter()
                 sides[name](tokens)
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
-def _turns(values: list[float]) -> list[float]:
+def _turns(values: list[float], turn: int) -> list[float]:
     """The median of each turn."""
-    return [statistics.median(values[i : i + TURN]) for i in range(0, len(values), TURN)]
+    return [statistics.median(values[i : i + turn]) for i in range(0, len(values), turn)]
 
 
 def _memory_of(side: str, shape: Shape) -> dict[str, float]:
