@@ -24,6 +24,7 @@ LOWEST = -1e30
 
 Heads = Float[Array, "B G R T K"]
 Keys = Float[Array, "B G T K"]
+Rows = Float[Array, "B G Rt K"]
 
 
 def chunked_attention(
@@ -58,14 +59,14 @@ def _forward(
     q: Heads, k: Keys, v: Keys, segments: Int[Array, "B T"] | None, window: int | None, block: int
 ) -> tuple[Heads, tuple[Any, ...]]:
     def rows(_: None, i: Int[Array, ""]) -> tuple[None, Any]:
-        q_rows = _block(q, i, block, 3)
+        q_rows = _queries(q, i, block)
 
         def columns(j: Int[Array, ""], carry: Any) -> Any:
             largest, total, mixed = carry
             scores = _scores(q_rows, k, segments, window, i, j, block)
             now = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
             shares, shrunk = jnp.exp(scores - now), jnp.exp(largest - now)
-            part = _product("bgrts,bgsk->bgrtk", shares.astype(v.dtype), _block(v, j, block, 2))
+            part = _product("bgts,bgsk->bgtk", shares.astype(v.dtype), _block(v, j, block, 2))
             return now, total * shrunk + jnp.sum(shares, axis=-1, keepdims=True), mixed * shrunk + part
 
         lowest = jnp.full((*q_rows.shape[:-1], 1), LOWEST)
@@ -76,7 +77,7 @@ def _forward(
         return None, ((mixed / total).astype(q.dtype), largest + jnp.log(total))
 
     _, found = jax.lax.scan(rows, None, jnp.arange(q.shape[3] // block))
-    out, log_sums = (checkpoint_name(_joined(x), RESIDUAL) for x in found)
+    out, log_sums = (checkpoint_name(_joined(x, q.shape), RESIDUAL) for x in found)
     return out, (q, k, v, segments, out, log_sums)
 
 
@@ -85,19 +86,20 @@ def _backward(
 ) -> tuple[Heads, Keys, Keys, None]:
     q, k, v, segments, out, log_sums = residuals
     # Row sums of shares * d(shares): what the softmax takes off each score's gradient.
-    offsets = jnp.sum(cotangent.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    # As a product, since XLA's sums over the last axis are of one number after the other on CPUs.
+    offsets = _product("bgrtk,bgrtk->bgrt", cotangent, out)[..., None]
 
     def rows(carry: Any, i: Int[Array, ""]) -> tuple[Any, Any]:
-        q_rows, d_out, offset, log_sum = (_block(x, i, block, 3) for x in (q, cotangent, offsets, log_sums))
+        q_rows, d_out, offset, log_sum = (_queries(x, i, block) for x in (q, cotangent, offsets, log_sums))
 
         def columns(j: Int[Array, ""], carry: Any) -> Any:
             dq, dk, dv = carry
             shares = jnp.exp(_scores(q_rows, k, segments, window, i, j, block) - log_sum)
-            d_shares = _product("bgrtk,bgsk->bgrts", d_out, _block(v, j, block, 2))
+            d_shares = _product("bgtk,bgsk->bgts", d_out, _block(v, j, block, 2))
             d_scores = (shares * (d_shares - offset) * q.shape[-1] ** -0.5).astype(q.dtype)
-            dq = dq + _product("bgrts,bgsk->bgrtk", d_scores, _block(k, j, block, 2))
-            dk = _added(dk, j, _product("bgrts,bgrtk->bgsk", d_scores, q_rows))
-            return dq, dk, _added(dv, j, _product("bgrts,bgrtk->bgsk", shares.astype(v.dtype), d_out))
+            dq = dq + _product("bgts,bgsk->bgtk", d_scores, _block(k, j, block, 2))
+            dk = _added(dk, j, _product("bgts,bgtk->bgsk", d_scores, q_rows))
+            return dq, dk, _added(dv, j, _product("bgts,bgtk->bgsk", shares.astype(v.dtype), d_out))
 
         start = (jnp.zeros(q_rows.shape, jnp.float32), *carry)
         dq, *carry = jax.lax.fori_loop(_first(i, window, block), i + 1, columns, start)
@@ -105,7 +107,7 @@ def _backward(
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     (dk, dv), dq = jax.lax.scan(rows, (zeros, zeros), jnp.arange(q.shape[3] // block))
-    return _joined(dq), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return _joined(dq, q.shape), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _attend.defvjp(_forward, _backward)
@@ -117,20 +119,30 @@ def _first(i: Int[Array, ""], window: int | None, block: int) -> Int[Array, ""]:
 
 
 def _scores(
-    q_rows: Heads,
+    q_rows: Rows,
     k: Keys,
     segments: Int[Array, "B T"] | None,
     window: int | None,
     i: Int[Array, ""],
     j: Int[Array, ""],
     block: int,
-) -> Float[Array, "B G R t s"]:
-    scores = _product("bgrtk,bgsk->bgrts", q_rows, _block(k, j, block, 2)) * q_rows.shape[-1] ** -0.5
+) -> Float[Array, "B G Rt s"]:
+    scores = _product("bgtk,bgsk->bgts", q_rows, _block(k, j, block, 2)) * q_rows.shape[-1] ** -0.5
     queries, keys = i * block + jnp.arange(block)[:, None], j * block + jnp.arange(block)
     seen = visible(queries, keys, window)[None]
     if segments is not None:
         seen = seen & (_block(segments, i, block, 1)[:, :, None] == _block(segments, j, block, 1)[:, None])
-    return jnp.where(seen[:, None, None], scores, LOWEST)
+    seen = jnp.tile(seen, (1, q_rows.shape[2] // block, 1))
+    return jnp.where(seen[:, None], scores, LOWEST)
+
+
+def _queries(x: Heads, i: Int[Array, ""], block: int) -> Rows:
+    """Block i of each query head that shares a key head, one behind the other.
+
+    On one axis: for a product that sums over two, XLA first transposes both sides in memory on CPUs.
+    """
+    rows = _block(x, i, block, 3)
+    return rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
 
 
 def _block(x: Any, i: Int[Array, ""], block: int, axis: int) -> Any:
@@ -142,10 +154,10 @@ def _added(x: Keys, j: Int[Array, ""], part: Keys) -> Keys:
     return jax.lax.dynamic_update_slice_in_dim(x, _block(x, j, block, 2) + part, j * block, 2)
 
 
-def _joined(blocks: Float[Array, "n B G R t K"]) -> Heads:
-    """The blocks of queries one behind the other."""
-    joined = jnp.moveaxis(blocks, 0, 3)
-    return joined.reshape(*joined.shape[:3], -1, joined.shape[-1])
+def _joined(blocks: Float[Array, "n B G Rt K"], shape: tuple[int, ...]) -> Heads:
+    """The blocks of queries one behind the other; all but the last axis as in `shape`."""
+    apart = blocks.reshape(len(blocks), *shape[:3], -1, blocks.shape[-1])
+    return jnp.moveaxis(apart, 0, 3).reshape(*shape[:4], -1)
 
 
 def _product(subscripts: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
