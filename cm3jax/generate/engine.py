@@ -36,7 +36,8 @@ class EngineConfig:
       rows: requests at a time, at most.
       chunk: steps between two looks of the host.
       prefill_chunk: ids of a prompt that are read at once.
-      smallest_cache: slots; a cache doubles when a row reaches its end, so attention never reads much that is empty.
+      smallest_cache: slots; a cache doubles when a row reaches its end, or grows to what the rows can need at most, so
+        that attention never reads much that is empty.
       window: codes that are drawn in one step where all rows draw images (see `jacobi`); 1 is plain decoding.
       weights, cache: "int8" holds the matrices, or keys and values, in bytes.
     """
@@ -51,6 +52,8 @@ class EngineConfig:
 
 
 USUAL = EngineConfig()
+# Ids; a shorter prompt is read with padding, so that few lengths are compiled.
+SHORTEST_READ = 16
 
 
 class Engine:
@@ -185,7 +188,7 @@ class _Batch:
     def _read(self, prompt: tuple[int, ...]) -> KVCache:
         """Keys and values of all but the last id, which the first step feeds."""
         length = len(prompt) - 1
-        chunk = min(_power_of_two(max(length, self.config.smallest_cache)), self.config.prefill_chunk)
+        chunk = min(max(_power_of_two(length), SHORTEST_READ), self.config.prefill_chunk)
         width = -(-length // chunk) * chunk
         tokens = np.full((self.lanes, width), self.grammar.vocabulary.pad, np.int32)
         tokens[:, :length] = prompt[:-1]
@@ -260,16 +263,23 @@ class _Batch:
 
     def _fit(self) -> None:
         """Caches as long as the rows that are live need them for the next step, and not much longer."""
-        live = ~self.standing.grammar.done
+        at = self.standing
+        live = ~at.grammar.done
+        limits = np.array([0 if request is None else request.limit(self.grammar) for request in self.requests])
         fitted = []
-        for cache, positions in zip(self.caches.streams, self.standing.positions.T, strict=True):
-            wanted = self._capacity(int(positions[live].max()) + self.config.window)
+        for cache, positions in zip(self.caches.streams, at.positions.T, strict=True):
+            ends = positions + limits - at.number
+            wanted = self._capacity(*(int(x[live].max()) + self.config.window for x in (positions, ends)))
             grows, halves = wanted > cache.capacity, 2 * wanted <= cache.capacity
             fitted.append(resize(cache, wanted) if grows or halves else cache)
         self.caches = StreamCaches(tuple(fitted))
 
-    def _capacity(self, slots: int) -> int:
-        return min(max(_power_of_two(slots), self.config.smallest_cache), self.engine.max_len)
+    def _capacity(self, slots: int, at_last: int) -> int:
+        """For so many slots now, where no row comes further than `at_last`."""
+        smallest = self.config.smallest_cache
+        doubled = max(_power_of_two(slots), smallest)
+        step = max(doubled // 8, smallest)
+        return min(doubled, -(-at_last // step) * step, self.engine.max_len)
 
     def _empty(self, rows: int, capacity: int) -> KVCache:
         return empty(self.engine.decoder.config, rows, capacity, self.config.cache)

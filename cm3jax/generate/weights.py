@@ -1,11 +1,12 @@
-"""A model's weights as decoding reads them: in the compute type, and each layer by itself.
+"""A model's weights as decoding reads them: in the compute type, each layer by itself, one row for each output.
 
 A step of decoding reads every weight once and does little else, so whatever is done to the weights inside the loop
-(a cast, a cut out of the stack of layers) would cost more than the step.
+(a cast, a cut out of the stack of layers, a transposition) would cost more than the step.
 """
 
 import dataclasses
-from typing import Any, Literal, TypeVar, cast
+import math
+from typing import Any, Literal, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +24,66 @@ AnyCache = TypeVar("AnyCache", bound=Cache)
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Int8Weight:
-    """A matrix in one byte a number; `weight[...]` gives the values, so that it stands in the place of a Param.
+class Matrix:
+    """A matrix with one row for each output, which `layers.project` takes in the place of a Param.
+
+    Attributes:
+      outputs: what the outputs' axis is cut into.
+    """
+
+    rows: Float[Array, "outputs inputs"]
+    outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, weight: Float[Array, "..."], inputs: int) -> Self:
+        """From a weight whose first axes, so many, are summed over when it is used."""
+        flat = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+        return cls(flat.T, weight.shape[inputs:])
+
+    def project(self, x: Float[Array, "N inputs"]) -> Float[Array, "N outputs"]:
+        return product(x, self.rows, x.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8Matrix:
+    """The same in one byte a number.
 
     Attributes:
       scale: of each output, the largest magnitude over 127.
     """
 
-    values: Int8[Array, "..."]
-    scale: Float[Array, "..."]
-    dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
+    rows: Int8[Array, "outputs inputs"]
+    scale: Float[Array, " outputs"]
+    outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, weight: Float[Array, "..."], inputs: tuple[int, ...], dtype: jnp.dtype) -> "Int8Weight":
-        """Rounds a weight whose axes `inputs` are summed over when it is used."""
-        scale = jnp.maximum(jnp.max(jnp.abs(weight), axis=inputs, keepdims=True), 1e-30) / 127
-        return cls(jnp.round(weight / scale).astype(jnp.int8), scale, dtype)
+    def of(cls, weight: Float[Array, "..."], inputs: int) -> Self:
+        """As `Matrix.of`."""
+        exact = Matrix.of(weight, inputs)
+        scale = jnp.maximum(jnp.max(jnp.abs(exact.rows), axis=1), 1e-30) / 127
+        return cls(jnp.round(exact.rows / scale[:, None]).astype(jnp.int8), scale, exact.outputs)
 
-    def __getitem__(self, key: Any) -> Float[Array, "..."]:
-        return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)[key]
+    def project(self, x: Float[Array, "N inputs"]) -> Float[Array, "N outputs"]:
+        return (product(x, self.rows.astype(x.dtype), jnp.float32) * self.scale).astype(x.dtype)
+
+
+def product(x: Float[Array, "N I"], rows: Float[Array, "O I"], dtype: jnp.dtype) -> Float[Array, "N O"]:
+    """x times the transpose of `rows`, in `dtype`.
+
+    With few x, each row is read once from its first number to its last, which is what memory is fastest at.
+    """
+
+    def on_cpu(x: Float[Array, "N I"], rows: Float[Array, "O I"]) -> Float[Array, "N O"]:
+        # Held, as XLA would make x @ rows.T of it, for which its CPU library has no fast path: 0.39 against 0.61 ms for
+        # 16 rows and 2,048 outputs of 768 inputs on two cores.
+        held = jax.lax.optimization_barrier
+        return held(jnp.matmul(rows, held(x.T), preferred_element_type=dtype)).T
+
+    def elsewhere(x: Float[Array, "N I"], rows: Float[Array, "O I"]) -> Float[Array, "N O"]:
+        return jnp.matmul(x, rows.T, preferred_element_type=dtype)
+
+    return jax.lax.platform_dependent(x, rows, cpu=on_cpu, default=elsewhere)
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +117,8 @@ class Decoder:
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Scores of the next id, fp32."""
-        return jnp.einsum("...d,vd->...v", hidden, self.unembedding, preferred_element_type=jnp.float32)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return product(flat, self.unembedding, jnp.float32).reshape(*hidden.shape[:-1], -1)
 
 
 def prepare(graphdef: nnx.GraphDef, params: Any, mesh: jax.sharding.Mesh, kind: WeightKind = "compute") -> Decoder:
@@ -91,7 +134,7 @@ def prepare(graphdef: nnx.GraphDef, params: Any, mesh: jax.sharding.Mesh, kind: 
     def build(params: Any) -> Decoder:
         model = nnx.merge(graphdef, params)
         dtype = jnp.dtype(model.config.dtype)
-        blocks = tuple(_in_compute_type(block, dtype, kind) for block in model.layers())
+        blocks = tuple(_for_decoding(block, dtype, kind) for block in model.layers())
         unembedding = model.unembedding().astype(dtype)
         model.blocks = None
         model.head = None
@@ -101,15 +144,14 @@ def prepare(graphdef: nnx.GraphDef, params: Any, mesh: jax.sharding.Mesh, kind: 
         return build(placed)
 
 
-def _in_compute_type(block: Block, dtype: jnp.dtype, kind: WeightKind) -> Block:
+def _for_decoding(block: Block, dtype: jnp.dtype, kind: WeightKind) -> Block:
     """Matrices alone: norms and biases are read in fp32."""
 
     def convert(param: Any) -> Any:
         name = param.get_metadata().get("spec", "replicated")
         if name not in INPUT_AXES:
             return param
-        if kind == "int8":
-            return Int8Weight.of(param[...], tuple(range(INPUT_AXES[name])), dtype)
-        return param.replace(param[...].astype(dtype))
+        weight, inputs = param[...], INPUT_AXES[name]
+        return Int8Matrix.of(weight, inputs) if kind == "int8" else Matrix.of(weight.astype(dtype), inputs)
 
     return jax.tree.map(convert, block, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -1,6 +1,7 @@
 """Parts of a transformer block that act on one token at a time: initialisers, norms, rotation, feed-forward."""
 
 import math
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -73,15 +74,28 @@ def rotate(x: Float[Array, "B T H K"], by: Rotation) -> Float[Array, "B T H K"]:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def project(x: Float[Array, "B L ..."], w: nnx.Param) -> Float[Array, "B L ..."]:
+class Projection(Protocol):
+    """A matrix in a form that is not trained, see `generate.weights`."""
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """What the outputs' axis of `project` is cut into."""
+
+    def project(self, x: Float[Array, "N inputs"]) -> Float[Array, "N outputs"]:
+        """x times the matrix."""
+
+
+def project(x: Float[Array, "B L ..."], w: nnx.Param | Projection) -> Float[Array, "B L ..."]:
     """What stands behind [B, L] in `x` times the matrix `w`, whose first axes are the same and whose others are new.
 
     As one product of two matrices: the gradient of `w` is then one too, for which nothing is transposed in memory.
     """
-    inputs = x.ndim - 2
-    rows, matrix = math.prod(x.shape[:2]), w[...].astype(x.dtype)
-    flat = x.reshape(rows, -1) @ matrix.reshape(math.prod(matrix.shape[:inputs]), -1)
-    return flat.reshape(*x.shape[:2], *matrix.shape[inputs:])
+    flat = x.reshape(math.prod(x.shape[:2]), -1)
+    if not isinstance(w, nnx.Param):
+        return w.project(flat).reshape(*x.shape[:2], *w.outputs)
+    inputs, matrix = x.ndim - 2, w[...].astype(x.dtype)
+    found = flat @ matrix.reshape(flat.shape[1], -1)
+    return found.reshape(*x.shape[:2], *matrix.shape[inputs:])
 
 
 class FeedForward(nnx.Module):
