@@ -15,7 +15,7 @@ from cm3jax.generate.prompts import caption, text_to_image, unconditional_image
 from cm3jax.generate.request import FREE, Request
 from cm3jax.generate.rows import enter, no_standing, rows_of
 from cm3jax.generate.sampler import SamplingConfig
-from cm3jax.generate.step import Plan, advance, choose
+from cm3jax.generate.step import Plan, advance, choose, resize
 from cm3jax.models.config import chameleon, cm3leon, llama, opt
 from cm3jax.models.transformer import Transformer
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
@@ -290,6 +290,17 @@ def test_bytes_change_the_models_opinion_a_little(kind):
     rounded = engine_of("chameleon", dataclasses.replace(CONFIG, **kind)).run([request])[0].log_probs
     assert np.max(np.abs(rounded - exact)) > 0
     assert abs(np.mean(rounded - exact)) < 0.02 and np.max(np.abs(rounded - exact)) < 0.4
+
+
+@pytest.mark.parametrize(("limit", "last"), [(30, 48), (60, 80)])
+def test_caches_grow_no_further_than_the_rows_can_come(monkeypatch, limit, last):
+    engine = engine_of("cm3leon", EngineConfig(rows=1, chunk=8, prefill_chunk=32, smallest_cache=8))
+    sizes = []
+    monkeypatch.setattr("cm3jax.generate.engine.resize", lambda cache, size: sizes.append(size) or resize(cache, size))
+    request = Request((PICTURE,), "text", 8, limit, text=HOT, forced=(20,) * limit)
+    assert len(engine.run([request])[0].ids) == limit
+    assert sizes == [size for size in (16, 32, 64) if size < last] + [last]
+    assert len(PICTURE) + limit <= last
 
 
 def test_a_model_with_too_small_a_vocabulary_is_refused():
