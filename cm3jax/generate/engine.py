@@ -131,7 +131,7 @@ class _Batch:
         self.queue = collections.deque(requests)
         self.lanes = int(np.prod([engine.mesh.shape[axis] for axis in BATCH]))
         count = min(_power_of_two(len(requests)), self.config.rows)
-        count = -(-count // self.lanes) * self.lanes
+        count = _multiple(count, self.lanes)
         self.streams = max(len(request.streams) for _, request in requests)
         self.penalises = any(request.text.penalises for _, request in requests)
         self.places: list[int] = [-1] * count
@@ -189,7 +189,7 @@ class _Batch:
         """Keys and values of all but the last id, which the first step feeds."""
         length = len(prompt) - 1
         chunk = min(max(_power_of_two(length), SHORTEST_READ), self.config.prefill_chunk)
-        width = -(-length // chunk) * chunk
+        width = _multiple(length, chunk)
         tokens = np.full((self.lanes, width), self.grammar.vocabulary.pad, np.int32)
         tokens[:, :length] = prompt[:-1]
         cache = self._empty(self.lanes, width)
@@ -279,7 +279,7 @@ class _Batch:
         smallest = self.config.smallest_cache
         doubled = max(_power_of_two(slots), smallest)
         step = max(doubled // 8, smallest)
-        return min(doubled, -(-at_last // step) * step, self.engine.max_len)
+        return min(doubled, _multiple(at_last, step), self.engine.max_len)
 
     def _empty(self, rows: int, capacity: int) -> KVCache:
         return empty(self.engine.decoder.config, rows, capacity, self.config.cache)
@@ -288,3 +288,8 @@ class _Batch:
 def _power_of_two(count: int) -> int:
     """The smallest power of two that is at least `count`."""
     return 1 << max(count - 1, 0).bit_length()
+
+
+def _multiple(count: int, of: int) -> int:
+    """The smallest multiple of `of` that is at least `count`."""
+    return -(-count // of) * of

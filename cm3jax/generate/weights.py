@@ -75,8 +75,7 @@ def product(x: Float[Array, "N I"], rows: Float[Array, "O I"], dtype: jnp.dtype)
     """
 
     def on_cpu(x: Float[Array, "N I"], rows: Float[Array, "O I"]) -> Float[Array, "N O"]:
-        # Held, as XLA would make x @ rows.T of it, for which its CPU library has no fast path: 0.39 against 0.61 ms for
-        # 16 rows and 2,048 outputs of 768 inputs on two cores.
+        # Held, as XLA would make x @ rows.T of it, for which its CPU library has no fast path.
         held = jax.lax.optimization_barrier
         return held(jnp.matmul(rows, held(x.T), preferred_element_type=dtype)).T
 

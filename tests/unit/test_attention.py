@@ -143,6 +143,13 @@ def test_chunked_moves_nothing_between_devices():
     assert not [kind for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if kind in text]
 
 
+def test_chunked_row_sums_are_rounded_on_no_platform():
+    q, k, v = random_qkv(32, 32)
+    slope = jax.jit(jax.grad(lambda q: jnp.sum(jnp.square(chunked_attention(q, k, v, Mask(), 16)))))
+    lines = slope.trace(q).lower(lowering_platforms=("tpu",)).as_text().splitlines()
+    assert len([line for line in lines if "dot_general" in line and "[HIGHEST, HIGHEST]" in line]) == 1
+
+
 def test_chunked_in_bfloat16_follows_float32():
     q, k, v = random_qkv(300, 300, rows=1)
     halves = [x.astype(jnp.bfloat16) for x in (q, k, v)]

@@ -86,8 +86,10 @@ def _backward(
 ) -> tuple[Heads, Keys, Keys, None]:
     q, k, v, segments, out, log_sums = residuals
     # Row sums of shares * d(shares): what the softmax takes off each score's gradient.
-    # As a product, since XLA's sums over the last axis are of one number after the other on CPUs.
-    offsets = _product("bgrtk,bgrtk->bgrt", cotangent, out)[..., None]
+    # As a product, since XLA's sums over the last axis are of one number after the other on CPUs; accelerators would
+    # round what goes into it if they were not told otherwise.
+    exact = jax.lax.Precision.HIGHEST
+    offsets = _product("bgrtk,bgrtk->bgrt", cotangent, out, exact)[..., None]
 
     def rows(carry: Any, i: Int[Array, ""]) -> tuple[Any, Any]:
         q_rows, d_out, offset, log_sum = (_queries(x, i, block) for x in (q, cotangent, offsets, log_sums))
@@ -160,5 +162,7 @@ def _joined(blocks: Float[Array, "n B G Rt K"], shape: tuple[int, ...]) -> Heads
     return jnp.moveaxis(apart, 0, 3).reshape(*shape[:4], -1)
 
 
-def _product(subscripts: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+def _product(
+    subscripts: str, a: Float[Array, "..."], b: Float[Array, "..."], precision: jax.lax.Precision | None = None
+) -> Float[Array, "..."]:
+    return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=jnp.float32)
