@@ -113,17 +113,18 @@ class KVCache:
 
         def fit(x: Array) -> Array:
             kept = x[:, :, :capacity]
-            missing = capacity - kept.shape[2]
-            return jnp.pad(kept, [(0, 0), (0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 3))
+            missing = (*kept.shape[:2], capacity - kept.shape[2], *kept.shape[3:])
+            # Joined rather than padded, which is three times as slow on CPUs.
+            return jnp.concatenate([kept, jnp.zeros(missing, x.dtype)], axis=2)
 
         return jax.tree.map(fit, self)
 
-    def filled(self, rows: Int[Array, " N"], source: Self) -> Self:
-        """The first row of `source` copied into `rows`; row numbers past the end are dropped."""
+    def filled(self, rows: Int[Array, " N"], source: Self, sources: Int[Array, " N"]) -> Self:
+        """The rows `sources` of `source` copied into `rows`; row numbers past the end are dropped."""
 
         def copy(x: Array, new: Array) -> Array:
             width = min(new.shape[2], x.shape[2])
-            return x.at[rows, :, :width].set(new[:1, :, :width], mode="drop")
+            return x.at[rows, :, :width].set(new[sources, :, :width], mode="drop")
 
         return jax.tree.map(copy, self, source)
 
@@ -168,11 +169,13 @@ class StreamCaches:
 
 
 def _weighted(values: Float[Array, "B G S K"], shares: Float[Array, "B G R T S"]) -> Float[Array, "B T G R K"]:
-    """Sums over the slots.
-
-    The shares stand on the left of the product: on the right of it, the values of a single row are transposed in memory
-    in each step on CPUs.
-    """
+    """Sums over the slots."""
+    if shares.shape[2] * shares.shape[3] == 1:
+        # As a plain sum, which is read faster than a product of a single row on CPUs.
+        terms = shares[:, :, 0, 0, :, None].astype(jnp.float32) * values
+        return jnp.sum(terms, axis=2).astype(values.dtype)[:, None, :, None]
+    # The shares stand on the left of the product: on the right of it, the values of a single row are transposed in
+    # memory in each step on CPUs.
     mixed = jax.lax.dot_general(shares, values, (((4,), (2,)), ((0, 1), (0, 1))))
     return jnp.moveaxis(mixed, 3, 1)
 

@@ -17,9 +17,11 @@ from flax import nnx
 from cm3jax.generate.cache import CacheKind, KVCache, StreamCaches
 from cm3jax.generate.grammar import Grammar
 from cm3jax.generate.jacobi import advance_images
+from cm3jax.generate.prefill import Prompt, Prompts
 from cm3jax.generate.request import Completion, Request, refusal
 from cm3jax.generate.rows import enter, no_standing, rows_of
-from cm3jax.generate.step import Plan, advance, empty, fill, prefill, resize
+from cm3jax.generate.sizes import multiple, power_of_two, slots
+from cm3jax.generate.step import Plan, advance, empty, fill, resize
 from cm3jax.generate.weights import WeightKind, prepare
 from cm3jax.parallel.mesh import one_device
 from cm3jax.parallel.specs import BATCH
@@ -35,9 +37,8 @@ class EngineConfig:
     Attributes:
       rows: requests at a time, at most.
       chunk: steps between two looks of the host.
-      prefill_chunk: ids of a prompt that are read at once.
-      smallest_cache: slots; a cache doubles when a row reaches its end, or grows to what the rows can need at most, so
-        that attention never reads much that is empty.
+      prefill_chunk: ids of prompts that are read at once.
+      smallest_cache: slots; a cache grows when a row reaches its end, see `sizes`.
       window: codes that are drawn in one step where all rows draw images (see `jacobi`); 1 is plain decoding.
       weights, cache: "int8" holds the matrices, or keys and values, in bytes.
     """
@@ -52,8 +53,6 @@ class EngineConfig:
 
 
 USUAL = EngineConfig()
-# Ids; a shorter prompt is read with padding, so that few lengths are compiled.
-SHORTEST_READ = 16
 
 
 class Engine:
@@ -129,9 +128,9 @@ class _Batch:
     def __init__(self, engine: Engine, requests: Sequence[tuple[int, Request]], finish: Done):
         self.engine, self.config, self.grammar, self.finish = engine, engine.config, engine.grammar, finish
         self.queue = collections.deque(requests)
-        self.lanes = int(np.prod([engine.mesh.shape[axis] for axis in BATCH]))
-        count = min(_power_of_two(len(requests)), self.config.rows)
-        count = _multiple(count, self.lanes)
+        lanes = int(np.prod([engine.mesh.shape[axis] for axis in BATCH]))
+        count = min(power_of_two(len(requests)), self.config.rows)
+        count = multiple(count, lanes)
         self.streams = max(len(request.streams) for _, request in requests)
         self.penalises = any(request.text.penalises for _, request in requests)
         self.places: list[int] = [-1] * count
@@ -141,7 +140,9 @@ class _Batch:
         self.standing = no_standing(count, self.streams, self.grammar.vocabulary.size if self.penalises else 0)
         empty = [self._empty(count, self.config.smallest_cache) for _ in range(self.streams)]
         self.caches = StreamCaches(tuple(empty))
-        self.prompts: dict[tuple[int, ...], KVCache] = {}
+        self.prompts = Prompts(
+            engine.decoder, lanes, self.config.prefill_chunk, self.grammar.vocabulary.pad, self.config.cache
+        )
 
     def run(self) -> None:
         """Until the queue is empty and every row is done."""
@@ -156,51 +157,33 @@ class _Batch:
     def _refill(self) -> bool:
         """Gives free rows to the queue; whether any row changed hands."""
         free = [row for row, request in enumerate(self.requests) if request is None]
-        entered: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        entered: list[list[tuple[int, Prompt]]] = [[] for _ in range(self.streams)]
         for row in free[: len(self.queue)]:
             place, request = self.queue.popleft()
             self.places[row], self.requests[row] = place, request
             self.drawn[row], self.log_probs[row] = [], []
             enter(self.standing, row, request, self.grammar)
             for stream, prompt in enumerate(request.streams):
-                entered.setdefault((stream, prompt), []).append(row)
-        if not entered:
+                entered[stream].append((row, prompt))
+        if not any(entered):
             return False
         self._fit()
-        for (stream, prompt), rows in entered.items():
-            self._fill(stream, prompt, rows)
-        self._forget()
+        self.prompts.read([prompt for rows in entered for _, prompt in rows])
+        for stream, rows in enumerate(entered):
+            self._fill(stream, rows)
+        self.prompts.keep({prompt for _, request in self.queue for prompt in request.streams})
         return True
 
-    def _fill(self, stream: int, prompt: tuple[int, ...], rows: Sequence[int]) -> None:
-        """The prompt, read once, into all rows that begin with it."""
-        if len(prompt) == 1:
-            return
-        if prompt not in self.prompts:
-            self.prompts[prompt] = self._read(prompt)
-        count = len(self.requests)
-        padded = np.full(count, count, np.int32)
-        padded[: len(rows)] = rows
-        streams = list(self.caches.streams)
-        streams[stream] = fill(streams[stream], padded, self.prompts[prompt])
+    def _fill(self, stream: int, rows: Sequence[tuple[int, Prompt]]) -> None:
+        """Prompts, which have been read, into the rows of a stream that begin with them."""
+        places = [(row, self.prompts[prompt]) for row, prompt in rows if len(prompt) > 1]
+        count, streams = len(self.requests), list(self.caches.streams)
+        for cache in {id(place.cache): place.cache for _, place in places}.values():
+            pairs = [(row, place.row) for row, place in places if place.cache is cache]
+            # To one length, so that this is compiled once: what goes to a row past the end is dropped.
+            pairs += [(count, 0)] * (count - len(pairs))
+            streams[stream] = fill(streams[stream], np.array(pairs, np.int32), cache)
         self.caches = StreamCaches(tuple(streams))
-
-    def _read(self, prompt: tuple[int, ...]) -> KVCache:
-        """Keys and values of all but the last id, which the first step feeds."""
-        length = len(prompt) - 1
-        chunk = min(max(_power_of_two(length), SHORTEST_READ), self.config.prefill_chunk)
-        width = _multiple(length, chunk)
-        tokens = np.full((self.lanes, width), self.grammar.vocabulary.pad, np.int32)
-        tokens[:, :length] = prompt[:-1]
-        cache = self._empty(self.lanes, width)
-        for start in range(0, length, chunk):
-            cache = prefill(self.engine.decoder, cache, tokens[:, start : start + chunk], np.int32(start))
-        return cache
-
-    def _forget(self) -> None:
-        """Prompts that no waiting request begins with."""
-        wanted = {prompt for _, request in self.queue for prompt in request.streams}
-        self.prompts = {prompt: cache for prompt, cache in self.prompts.items() if prompt in wanted}
 
     def _advance(self) -> None:
         """As many steps as make sense before the host looks again."""
@@ -274,22 +257,8 @@ class _Batch:
             fitted.append(resize(cache, wanted) if grows or halves else cache)
         self.caches = StreamCaches(tuple(fitted))
 
-    def _capacity(self, slots: int, at_last: int) -> int:
-        """For so many slots now, where no row comes further than `at_last`."""
-        smallest = self.config.smallest_cache
-        doubled = max(_power_of_two(slots), smallest)
-        step = max(doubled // 8, smallest)
-        return min(doubled, _multiple(at_last, step), self.engine.max_len)
+    def _capacity(self, needed: int, at_last: int) -> int:
+        return min(slots(needed, at_last, self.config.smallest_cache), self.engine.max_len)
 
     def _empty(self, rows: int, capacity: int) -> KVCache:
         return empty(self.engine.decoder.config, rows, capacity, self.config.cache)
-
-
-def _power_of_two(count: int) -> int:
-    """The smallest power of two that is at least `count`."""
-    return 1 << max(count - 1, 0).bit_length()
-
-
-def _multiple(count: int, of: int) -> int:
-    """The smallest multiple of `of` that is at least `count`."""
-    return -(-count // of) * of

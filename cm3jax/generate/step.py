@@ -157,9 +157,9 @@ def prefill(decoder: Decoder, cache: KVCache, tokens: Int[Array, "B T"], start: 
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def fill(cache: KVCache, rows: Int[Array, " N"], prompt: KVCache) -> KVCache:
-    """One prompt's keys and values copied into rows of a batch; row numbers past the end are dropped."""
-    return _laid_out(cache.filled(rows, prompt))
+def fill(cache: KVCache, pairs: Int[Array, "N 2"], source: KVCache) -> KVCache:
+    """Rows of a batch from rows of `source`, given as (row, row of source); rows past the end are dropped."""
+    return _laid_out(cache.filled(pairs[:, 0], source, pairs[:, 1]))
 
 
 @functools.partial(jax.jit, static_argnames="capacity")

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Int8
 
 from cm3jax.models.attention import Cache
 from cm3jax.models.config import TransformerConfig
+from cm3jax.models.layers import Rotation
 from cm3jax.models.transformer import Block, Transformer
 from cm3jax.parallel.specs import INPUT_AXES, shardings, weight_specs
 
@@ -93,11 +94,14 @@ class Decoder:
     Attributes:
       frame: the model without its blocks.
       unembedding: the output matrix in the compute type, or the rows of it that are asked for.
+      turns: the rotation at every position. It is looked up, since XLA computes cosines again for each head of each
+        layer where they are computed in the step.
     """
 
     frame: Transformer
     blocks: tuple[Block, ...]
     unembedding: Float[Array, "V D"]
+    turns: Rotation | None
 
     @property
     def config(self) -> TransformerConfig:
@@ -107,7 +111,8 @@ class Decoder:
         self, tokens: Int[Array, "B T"], cache: AnyCache, positions: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], AnyCache]:
         """As `Transformer.decode`."""
-        hidden, grown = self.frame.decode(tokens, cache, positions, self.blocks)
+        turn = jax.tree.map(lambda table: table[0, positions], self.turns)
+        hidden, grown = self.frame.decode(tokens, cache, positions, self.blocks, turn)
         return hidden, cast(AnyCache, grown)
 
     def restricted(self, ids: tuple[int, int]) -> "Decoder":
@@ -137,7 +142,7 @@ def prepare(graphdef: nnx.GraphDef, params: Any, mesh: jax.sharding.Mesh, kind: 
         unembedding = model.unembedding().astype(dtype)
         model.blocks = None
         model.head = None
-        return Decoder(model, blocks, unembedding)
+        return Decoder(model, blocks, unembedding, model.rotation(jnp.arange(model.config.max_len)[None]))
 
     with jax.set_mesh(mesh):
         return build(placed)

@@ -86,6 +86,7 @@ class Transformer(nnx.Module):
         cache: Cache,
         positions: Int[Array, "B T"],
         blocks: Sequence[Block] | None = None,
+        turn: Rotation | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Hidden states of the next tokens of each row, whose keys and values join the cache.
 
@@ -95,9 +96,10 @@ class Transformer(nnx.Module):
         Args:
           blocks: the layers one by one. Cutting them out of the stack, which is done otherwise, copies every weight
             each time it is done.
+          turn: the rotation at these positions, where it is known.
         """
-        x, turn = self._enter(tokens, positions)
-        mask = Mask(positions)
+        x, computed = self._enter(tokens, positions)
+        turn, mask = turn or computed, Mask(positions)
         grown: Cache | None = cache
         for layer, block in enumerate(self.layers() if blocks is None else blocks):
             x, grown = block(x, mask, turn, grown, layer)
@@ -117,15 +119,20 @@ class Transformer(nnx.Module):
         unembedding = self.unembedding().astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, unembedding, preferred_element_type=jnp.float32)
 
+    def rotation(self, positions: Int[Array, "B T"]) -> Rotation | None:
+        """Of queries and keys at `positions`, if that is how this model knows them."""
+        return (
+            rotation(positions, self.config.head_dim, self.config.rope_theta)
+            if self.config.positions == "rope"
+            else None
+        )
+
     def _enter(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None
     ) -> tuple[Float[Array, "B T D"], Rotation | None]:
         """What goes into the first block, and the rotation for all of them."""
         x = constrain(self._embed(tokens, positions), "residual")
-        if self.config.positions != "rope":
-            return x, None
-        at = jnp.arange(tokens.shape[1])[None] if positions is None else positions
-        return x, rotation(at, self.config.head_dim, self.config.rope_theta)
+        return x, self.rotation(jnp.arange(tokens.shape[1])[None] if positions is None else positions)
 
     def _embed(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None) -> Float[Array, "B T D"]:
         # Rows of a sharded table cannot be looked up in place: gathering the table first is what the compiler would

@@ -15,7 +15,8 @@ from cm3jax.generate.prompts import caption, text_to_image, unconditional_image
 from cm3jax.generate.request import FREE, Request
 from cm3jax.generate.rows import enter, no_standing, rows_of
 from cm3jax.generate.sampler import SamplingConfig
-from cm3jax.generate.step import Plan, advance, choose, resize
+from cm3jax.generate.sizes import slots
+from cm3jax.generate.step import Plan, advance, choose, prefill, resize
 from cm3jax.models.config import chameleon, cm3leon, llama, opt
 from cm3jax.models.transformer import Transformer
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
@@ -216,10 +217,13 @@ def test_the_cache_is_written_in_place(count):
     codes = (VOCABULARY.image_start, VOCABULARY.image_end)
     plan = Plan(engine.grammar, codes, True, True, False, False, 8)
     compiled = advance.lower(engine.decoder, caches, rows, at, np.int32(8), plan=plan).compile().as_text()
-    made = re.findall(rf"= f32\[{count},2,48,8\]\S* ([a-z-]+)\(", compiled)
+    stored = re.sub(
+        r"%fused_computation\S* \(.*?\n}", "", compiled, flags=re.DOTALL
+    )  # a fusion stores its result alone
+    made = re.findall(rf"= f32\[{count},2,48,8\]\S* ([a-z-]+)\(", stored)
     assert "scatter" in made
     assert set(made) <= {"scatter", "fusion", "parameter", "get-tuple-element", "bitcast"}
-    assert not re.findall(rf"= f32\[(?:{count},)?2,8,48\]", compiled)  # transposed
+    assert not re.findall(rf"= f32\[(?:{count},)?2,8,48\]", stored)  # transposed
 
 
 def test_forced_ids_are_untouched():
@@ -292,15 +296,37 @@ def test_bytes_change_the_models_opinion_a_little(kind):
     assert abs(np.mean(rounded - exact)) < 0.02 and np.max(np.abs(rounded - exact)) < 0.4
 
 
-@pytest.mark.parametrize(("limit", "last"), [(30, 48), (60, 80)])
-def test_caches_grow_no_further_than_the_rows_can_come(monkeypatch, limit, last):
+@pytest.mark.parametrize(("limit", "sizes"), [(30, (16, 24, 32, 48)), (60, (16, 24, 32, 48, 64, 80))])
+def test_caches_grow_no_further_than_the_rows_can_come(monkeypatch, limit, sizes):
     engine = engine_of("cm3leon", EngineConfig(rows=1, chunk=8, prefill_chunk=32, smallest_cache=8))
-    sizes = []
-    monkeypatch.setattr("cm3jax.generate.engine.resize", lambda cache, size: sizes.append(size) or resize(cache, size))
+    grown = []
+    monkeypatch.setattr("cm3jax.generate.engine.resize", lambda cache, size: grown.append(size) or resize(cache, size))
     request = Request((PICTURE,), "text", 8, limit, text=HOT, forced=(20,) * limit)
     assert len(engine.run([request])[0].ids) == limit
-    assert sizes == [size for size in (16, 32, 64) if size < last] + [last]
-    assert len(PICTURE) + limit <= last
+    assert tuple(grown) == sizes
+    assert grown[-2] < len(PICTURE) + limit <= grown[-1]
+
+
+def test_short_prompts_are_read_together(monkeypatch):
+    """And long ones by themselves; each once, however many requests begin with it."""
+    seen = []
+    monkeypatch.setattr("cm3jax.generate.prefill.prefill", lambda *a: seen.append(a[2].shape) or prefill(*a))
+    engine = engine_of("cm3leon", dataclasses.replace(CONFIG, rows=8, prefill_chunk=32))
+    short = [
+        Request(((VOCABULARY.eos, *range(4, 5 + n)),), "text", 8, 3, text=SamplingConfig(0.0)) for n in (3, 5, 5, 4)
+    ]
+    long = Request(((VOCABULARY.eos, *range(4, 4 + 40)),), "text", 8, 3, text=SamplingConfig(0.0))
+    together = ids_of(engine.run([*short, long, long]))
+    assert seen == [(2, 16), (1, 16), (1, 32), (1, 32)]
+    assert together == [ids_of(engine.run([request]))[0] for request in (*short, long, long)]
+
+
+@pytest.mark.parametrize(
+    ("needed", "at_last", "expected"),
+    [(1, 300, 64), (65, 300, 128), (129, 300, 192), (257, 300, 320), (257, 9999, 384), (1025, 1100, 1280)],
+)
+def test_sizes_of_caches(needed, at_last, expected):
+    assert slots(needed, at_last, 64) == expected
 
 
 def test_a_model_with_too_small_a_vocabulary_is_refused():

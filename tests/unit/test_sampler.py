@@ -94,6 +94,8 @@ def test_temperature_zero_takes_the_most_likely():
     logits = LOGITS[:2, : VOCABULARY.used]
     np.testing.assert_array_equal(drawn(logits, gumbel, configs, truncate=True), logits.argmax(-1))
     np.testing.assert_array_equal(drawn(logits, None, configs, truncate=False), logits.argmax(-1))
+    ties = np.array([[1.0, 3.0, 3.0, 3.0], [-np.inf, -2.0, -np.inf, -2.0]], np.float32)
+    np.testing.assert_array_equal(drawn(ties, None, configs, truncate=False), [1, 1])  # the first of equals
 
 
 def test_equally_likely_tokens_are_kept_or_cut_together():
