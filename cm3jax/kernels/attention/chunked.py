@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cm3jax.kernels.attention.mask import Mask, visible
 
@@ -22,8 +22,8 @@ BLOCK = 128
 RESIDUAL = "attention"
 LOWEST = -1e30
 
-Heads = Float[Array, "B G R T K"]
-Keys = Float[Array, "B G T K"]
+Heads = Float[Array, "B T G R K"]
+Keys = Float[Array, "B T G K"]
 Rows = Float[Array, "B G Rt K"]
 
 
@@ -45,9 +45,9 @@ def chunked_attention(
     pad = -length % block
     q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q, k, v))
     segments = None if mask.segments is None else jnp.pad(mask.segments, ((0, 0), (0, pad)))
-    grouped = jnp.moveaxis(q.reshape(batch, length + pad, groups, heads // groups, width), 1, 3)
-    out = _attend(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), segments, mask.window, block)
-    return jnp.moveaxis(out, 3, 1).reshape(batch, length + pad, heads, width)[:, :length]
+    grouped = q.reshape(batch, length + pad, groups, heads // groups, width)
+    out = _attend(grouped, k, v, segments, mask.window, block)
+    return out.reshape(batch, length + pad, heads, width)[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -58,15 +58,18 @@ def _attend(q: Heads, k: Keys, v: Keys, segments: Int[Array, "B T"] | None, wind
 def _forward(
     q: Heads, k: Keys, v: Keys, segments: Int[Array, "B T"] | None, window: int | None, block: int
 ) -> tuple[Heads, tuple[Any, ...]]:
+    keys, values = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+
     def rows(_: None, i: Int[Array, ""]) -> tuple[None, Any]:
         q_rows = _queries(q, i, block)
 
         def columns(j: Int[Array, ""], carry: Any) -> Any:
             largest, total, mixed = carry
-            scores = _scores(q_rows, k, segments, window, i, j, block)
+            scores = _product("bgtk,bgsk->bgts", q_rows, _block(keys, j, block, 2)) * q.shape[-1] ** -0.5
+            scores = jnp.where(_seen(q_rows, segments, window, i, j, block), scores, LOWEST)
             now = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
             shares, shrunk = jnp.exp(scores - now), jnp.exp(largest - now)
-            part = _product("bgts,bgsk->bgtk", shares.astype(v.dtype), _block(v, j, block, 2))
+            part = _product("bgts,bgsk->bgtk", shares.astype(v.dtype), _block(values, j, block, 2))
             return now, total * shrunk + jnp.sum(shares, axis=-1, keepdims=True), mixed * shrunk + part
 
         lowest = jnp.full((*q_rows.shape[:-1], 1), LOWEST)
@@ -76,8 +79,8 @@ def _forward(
         largest, total, mixed = jax.lax.fori_loop(_first(i, window, block), i + 1, columns, start)
         return None, ((mixed / total).astype(q.dtype), largest + jnp.log(total))
 
-    _, found = jax.lax.scan(rows, None, jnp.arange(q.shape[3] // block))
-    out, log_sums = (checkpoint_name(_joined(x, q.shape), RESIDUAL) for x in found)
+    _, (out, log_sums) = jax.lax.scan(rows, None, jnp.arange(q.shape[1] // block))
+    out, log_sums = checkpoint_name(_joined(out, q.shape), RESIDUAL), checkpoint_name(log_sums, RESIDUAL)
     return out, (q, k, v, segments, out, log_sums)
 
 
@@ -89,27 +92,37 @@ def _backward(
     # As a product, since XLA's sums over the last axis are of one number after the other on CPUs; accelerators would
     # round what goes into it if they were not told otherwise.
     exact = jax.lax.Precision.HIGHEST
-    offsets = _product("bgrtk,bgrtk->bgrt", cotangent, out, exact)[..., None]
+    offsets = _product("btgrk,btgrk->btgr", cotangent, out, exact)[..., None]
+    keys, values = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    scale = q.shape[-1] ** -0.5
 
-    def rows(carry: Any, i: Int[Array, ""]) -> tuple[Any, Any]:
-        q_rows, d_out, offset, log_sum = (_queries(x, i, block) for x in (q, cotangent, offsets, log_sums))
+    def rows(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        i, log_sum = inputs
+        q_rows, d_out, offset = (_queries(x, i, block) for x in (q, cotangent, offsets))
+        log_sum, offset = jnp.swapaxes(log_sum, 2, 3), jnp.swapaxes(offset, 2, 3)
 
         def columns(j: Int[Array, ""], carry: Any) -> Any:
+            # Scores with keys before queries: of the products that follow only one is then of a transposed block, for
+            # which XLA is slower on CPUs.
             dq, dk, dv = carry
-            shares = jnp.exp(_scores(q_rows, k, segments, window, i, j, block) - log_sum)
-            d_shares = _product("bgtk,bgsk->bgts", d_out, _block(v, j, block, 2))
-            d_scores = (shares * (d_shares - offset) * q.shape[-1] ** -0.5).astype(q.dtype)
-            dq = dq + _product("bgts,bgsk->bgtk", d_scores, _block(k, j, block, 2))
-            dk = _added(dk, j, _product("bgts,bgtk->bgsk", d_scores, q_rows))
-            return dq, dk, _added(dv, j, _product("bgts,bgtk->bgsk", shares.astype(v.dtype), d_out))
+            k_rows, v_rows = (_block(x, j, block, 2) for x in (keys, values))
+            seen = jnp.swapaxes(_seen(q_rows, segments, window, i, j, block), 2, 3)
+            scores = jnp.where(seen, _product("bgsk,bgtk->bgst", k_rows, q_rows) * scale, LOWEST)
+            shares = jnp.exp(scores - log_sum)
+            d_shares = _product("bgsk,bgtk->bgst", v_rows, d_out)
+            d_scores = (shares * (d_shares - offset) * scale).astype(q.dtype)
+            dq = dq + _product("bgst,bgsk->bgtk", d_scores, k_rows)
+            dk = _added(dk, j, _product("bgst,bgtk->bgsk", d_scores, q_rows))
+            return dq, dk, _added(dv, j, _product("bgst,bgtk->bgsk", shares.astype(v.dtype), d_out))
 
         start = (jnp.zeros(q_rows.shape, jnp.float32), *carry)
         dq, *carry = jax.lax.fori_loop(_first(i, window, block), i + 1, columns, start)
         return tuple(carry), dq.astype(q.dtype)
 
-    zeros = jnp.zeros(k.shape, jnp.float32)
-    (dk, dv), dq = jax.lax.scan(rows, (zeros, zeros), jnp.arange(q.shape[3] // block))
-    return _joined(dq, q.shape), dk.astype(k.dtype), dv.astype(v.dtype), None
+    zeros = jnp.zeros(keys.shape, jnp.float32)
+    (dk, dv), dq = jax.lax.scan(rows, (zeros, zeros), (jnp.arange(len(log_sums)), log_sums))
+    dk, dv = (jnp.swapaxes(x, 1, 2).astype(k.dtype) for x in (dk, dv))
+    return _joined(dq, q.shape), dk, dv, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -120,22 +133,20 @@ def _first(i: Int[Array, ""], window: int | None, block: int) -> Int[Array, ""]:
     return jnp.zeros_like(i) if window is None else jnp.maximum(0, (i * block + 1 - window) // block)
 
 
-def _scores(
+def _seen(
     q_rows: Rows,
-    k: Keys,
     segments: Int[Array, "B T"] | None,
     window: int | None,
     i: Int[Array, ""],
     j: Int[Array, ""],
     block: int,
-) -> Float[Array, "B G Rt s"]:
-    scores = _product("bgtk,bgsk->bgts", q_rows, _block(k, j, block, 2)) * q_rows.shape[-1] ** -0.5
+) -> Bool[Array, "#B 1 Rt s"]:
+    """Which keys of block j the queries of block i see."""
     queries, keys = i * block + jnp.arange(block)[:, None], j * block + jnp.arange(block)
     seen = visible(queries, keys, window)[None]
     if segments is not None:
         seen = seen & (_block(segments, i, block, 1)[:, :, None] == _block(segments, j, block, 1)[:, None])
-    seen = jnp.tile(seen, (1, q_rows.shape[2] // block, 1))
-    return jnp.where(seen[:, None], scores, LOWEST)
+    return jnp.tile(seen, (1, q_rows.shape[2] // block, 1))[:, None]
 
 
 def _queries(x: Heads, i: Int[Array, ""], block: int) -> Rows:
@@ -143,7 +154,7 @@ def _queries(x: Heads, i: Int[Array, ""], block: int) -> Rows:
 
     On one axis: for a product that sums over two, XLA first transposes both sides in memory on CPUs.
     """
-    rows = _block(x, i, block, 3)
+    rows = jnp.moveaxis(_block(x, i, block, 1), 1, 3)
     return rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
 
 
@@ -151,15 +162,16 @@ def _block(x: Any, i: Int[Array, ""], block: int, axis: int) -> Any:
     return jax.lax.dynamic_slice_in_dim(x, i * block, block, axis)
 
 
-def _added(x: Keys, j: Int[Array, ""], part: Keys) -> Keys:
+def _added(x: Float[Array, "B G T K"], j: Int[Array, ""], part: Float[Array, "B G s K"]) -> Float[Array, "B G T K"]:
     block = part.shape[2]
     return jax.lax.dynamic_update_slice_in_dim(x, _block(x, j, block, 2) + part, j * block, 2)
 
 
 def _joined(blocks: Float[Array, "n B G Rt K"], shape: tuple[int, ...]) -> Heads:
-    """The blocks of queries one behind the other; all but the last axis as in `shape`."""
-    apart = blocks.reshape(len(blocks), *shape[:3], -1, blocks.shape[-1])
-    return jnp.moveaxis(apart, 0, 3).reshape(*shape[:4], -1)
+    """The blocks of queries one behind the other, in `shape`."""
+    batch, _, groups, queries, width = shape
+    apart = blocks.reshape(len(blocks), batch, groups, queries, -1, width)
+    return jnp.transpose(apart, (1, 0, 4, 2, 3, 5)).reshape(shape)
 
 
 def _product(
