@@ -121,11 +121,9 @@ class Transformer(nnx.Module):
 
     def rotation(self, positions: Int[Array, "B T"]) -> Rotation | None:
         """Of queries and keys at `positions`, if that is how this model knows them."""
-        return (
-            rotation(positions, self.config.head_dim, self.config.rope_theta)
-            if self.config.positions == "rope"
-            else None
-        )
+        if self.config.positions != "rope":
+            return None
+        return rotation(positions, self.config.head_dim, self.config.rope_theta)
 
     def _enter(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None
