@@ -169,14 +169,11 @@ class StreamCaches:
 
 
 def _weighted(values: Float[Array, "B G S K"], shares: Float[Array, "B G R T S"]) -> Float[Array, "B T G R K"]:
-    """Sums over the slots."""
-    batch, groups, queries, new, _ = shares.shape
-    if queries * new == 1 and min(batch, groups) > 1:
-        # As a plain sum, which reads faster than products of single rows on CPUs (but for one of them, much slower).
-        terms = shares[:, :, 0, 0, :, None].astype(jnp.float32) * values
-        return jnp.sum(terms, axis=2).astype(values.dtype)[:, None, :, None]
-    # The shares stand on the left of the product: on the right of it, the values of a single row are transposed in
-    # memory in each step on CPUs.
+    """Sums over the slots.
+
+    The shares stand on the left of the product: on the right of it, the values of a single row are transposed in memory
+    in each step on CPUs. A plain sum would depend on the number of rows, to the last bit.
+    """
     mixed = jax.lax.dot_general(shares, values, (((4,), (2,)), ((0, 1), (0, 1))))
     return jnp.moveaxis(mixed, 3, 1)
 

@@ -141,7 +141,12 @@ class _Batch:
         empty = [self._empty(count, self.config.smallest_cache) for _ in range(self.streams)]
         self.caches = StreamCaches(tuple(empty))
         self.prompts = Prompts(
-            engine.decoder, lanes, self.config.prefill_chunk, self.grammar.vocabulary.pad, self.config.cache
+            engine.decoder,
+            self.config.rows,
+            lanes,
+            self.config.prefill_chunk,
+            self.grammar.vocabulary.pad,
+            self.config.cache,
         )
 
     def run(self) -> None:
@@ -176,10 +181,10 @@ class _Batch:
 
     def _fill(self, stream: int, rows: Sequence[tuple[int, Prompt]]) -> None:
         """Prompts, which have been read, into the rows of a stream that begin with them."""
-        places = [(row, self.prompts[prompt]) for row, prompt in rows if len(prompt) > 1]
+        read = [(row, self.prompts[prompt]) for row, prompt in rows if len(prompt) > 1]
         count, streams = len(self.requests), list(self.caches.streams)
-        for cache in {id(place.cache): place.cache for _, place in places}.values():
-            pairs = [(row, place.row) for row, place in places if place.cache is cache]
+        for cache in {id(place.cache): place.cache for _, place in read}.values():
+            pairs = [(row, place.row) for row, place in read if place.cache is cache]
             # To one length, so that this is compiled once: what goes to a row past the end is dropped.
             pairs += [(count, 0)] * (count - len(pairs))
             streams[stream] = fill(streams[stream], np.array(pairs, np.int32), cache)

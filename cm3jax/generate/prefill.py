@@ -1,4 +1,8 @@
-"""Reading prompts: each once, however many rows begin with it, and short ones of like length together."""
+"""Reading prompts: each once, however many rows begin with it, and short ones of like length together.
+
+Prompts of one width are always read by the same program, however few they are: what is read does not depend, to the
+last bit, on which others there are.
+"""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -17,7 +21,7 @@ SHORTEST_READ = 16
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a prompt that was read lies: in one row of a cache that it may share with others."""
+    """Where a prompt that was read lies: in one row of a cache that it shares with others."""
 
     cache: KVCache
     row: int
@@ -27,13 +31,15 @@ class Prompts:
     """Keys and values of prompts: of all but the last id, which the first step feeds.
 
     Args:
-      lanes: the number of rows that are read at once is a multiple of this.
+      rows: prompts that are read at once, at most.
+      lanes: the number of rows is a multiple of this.
       chunk: ids that are read at once, of all prompts together.
       pad: an id to fill rows with.
     """
 
-    def __init__(self, decoder: Decoder, lanes: int, chunk: int, pad: int, kind: CacheKind):
-        self._decoder, self._lanes, self._chunk, self._pad, self._kind = decoder, lanes, chunk, pad, kind
+    def __init__(self, decoder: Decoder, rows: int, lanes: int, chunk: int, pad: int, kind: CacheKind):
+        self._decoder, self._rows, self._lanes = decoder, rows, lanes
+        self._chunk, self._pad, self._kind = chunk, pad, kind
         self._places: dict[Prompt, Place] = {}
 
     def __getitem__(self, prompt: Prompt) -> Place:
@@ -46,9 +52,9 @@ class Prompts:
             if len(prompt) > 1 and prompt not in self._places:
                 by_width.setdefault(self._width(prompt), []).append(prompt)
         for width, alike in by_width.items():
-            together = max(1, self._chunk // width)
-            for start in range(0, len(alike), together):
-                self._read(alike[start : start + together], width)
+            rows = multiple(max(1, min(self._chunk // width, self._rows)), self._lanes)
+            for start in range(0, len(alike), rows):
+                self._read(alike[start : start + rows], rows, width)
 
     def keep(self, wanted: Collection[Prompt]) -> None:
         """Forgets all others."""
@@ -59,8 +65,7 @@ class Prompts:
         length = len(prompt) - 1
         return multiple(length, min(max(power_of_two(length), SHORTEST_READ), self._chunk))
 
-    def _read(self, prompts: Sequence[Prompt], width: int) -> None:
-        rows = multiple(power_of_two(len(prompts)), self._lanes)
+    def _read(self, prompts: Sequence[Prompt], rows: int, width: int) -> None:
         tokens = np.full((rows, width), self._pad, np.int32)
         for row, prompt in zip(tokens, prompts, strict=False):
             row[: len(prompt) - 1] = prompt[:-1]

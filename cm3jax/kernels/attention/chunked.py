@@ -121,7 +121,7 @@ def _backward(
 
     zeros = jnp.zeros(keys.shape, jnp.float32)
     (dk, dv), dq = jax.lax.scan(rows, (zeros, zeros), (jnp.arange(len(log_sums)), log_sums))
-    dk, dv = (jnp.swapaxes(x, 1, 2).astype(k.dtype) for x in (dk, dv))
+    dk, dv = jnp.swapaxes(dk, 1, 2).astype(k.dtype), jnp.swapaxes(dv, 1, 2).astype(v.dtype)
     return _joined(dq, q.shape), dk, dv, None
 
 
