@@ -11,6 +11,7 @@ from flax import nnx
 from cm3jax.generate.cache import KVCache, StreamCaches
 from cm3jax.generate.engine import Engine, EngineConfig
 from cm3jax.generate.guidance import ContrastiveTopK, Guidance, classifier_free, two_way
+from cm3jax.generate.prefill import Prompts
 from cm3jax.generate.prompts import caption, text_to_image, unconditional_image
 from cm3jax.generate.request import FREE, Request
 from cm3jax.generate.rows import enter, no_standing, rows_of
@@ -316,6 +317,21 @@ def test_short_prompts_are_read_together(monkeypatch):
     together = ids_of(engine.run([*short, long, long]))
     assert seen == [(2, 16), (2, 16), (1, 32), (1, 32)]
     assert together == [ids_of(engine.run([request]))[0] for request in (*short, long, long)]
+
+
+def test_what_is_read_of_a_prompt_does_not_depend_on_the_others():
+    engine, prompt, other = engine_of("cm3leon"), (VOCABULARY.eos, *range(4, 12)), (VOCABULARY.eos, *range(20, 26))
+    read = []
+    for together in ([prompt], [other, prompt]):
+        prompts = Prompts(engine.decoder, rows=4, lanes=1, chunk=64, pad=VOCABULARY.pad, kind="compute")
+        with jax.set_mesh(engine.mesh):
+            prompts.read(together)
+        place = prompts[prompt]
+        assert place.row == len(together) - 1
+        read.append(place.cache)
+    for alone, beside in zip(*(jax.tree.leaves(cache) for cache in read), strict=True):
+        assert alone.shape == beside.shape  # one program
+        np.testing.assert_array_equal(alone[0, :, : len(prompt) - 1], beside[1, :, : len(prompt) - 1])
 
 
 @pytest.mark.parametrize(
