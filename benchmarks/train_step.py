@@ -11,7 +11,7 @@ each: the highest resident size, less what was resident after imports. Our side 
 backward pass (`remat="dots"`).
 
 With `--gpu` there is no PyTorch: the share of the peak arithmetic rate (MFU) of 350M, 760M and eight layers of 7B at
-4,096 tokens in bfloat16, with the formula of `cm3jax/perf/flops.py`.
+4,096 tokens in bfloat16, with the formula of `cm3jax/perf/flops.py`; see train_step_gpu.py for other settings.
 
 Needs `pip install -e '.[convert]'` for PyTorch. Writes benchmarks/results/train_step-DATE.json and .md.
 """
@@ -54,7 +54,9 @@ def main() -> None:
     if options.gpu:
         from train_step_gpu import measure_gpu
 
-        report = header() | measure_gpu(options.steps)
+        # Processes that measure come first: this one would take the device's memory.
+        found = measure_gpu(options.steps)
+        report = header() | found
     else:
         run_under_flags("cpu")
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
@@ -255,7 +257,7 @@ def _status(name: str) -> float:
 
 def _table(report: dict[str, Any]) -> str:
     if "models" in report:
-        names = list(report["models"][0])
+        names = [name for name in report["models"][0] if name != "kernels"]
         return table(names, [[str(row[n]) for n in names] for row in report["models"]])
     shape, rates, memory = report["shape"], report["tokens_per_second"], report["peak_mb"]
     low, high = report["ratio_spread"]

@@ -15,8 +15,10 @@ from cm3jax.models.remat import Remat
 from cm3jax.parallel.mesh import MeshConfig, axis_sizes
 from cm3jax.perf.hardware import device_name
 
+# What a rule decides of the decoder.
+MODEL_KEYS = ("remat", "scan_layers", "attention_backend")
 # What a rule decides, and what may therefore change when a run goes on on other machines.
-MACHINE_KEYS = ("run.mesh", "lm.accumulate", "lm.loss_chunk", "lm.model.remat", "lm.model.attention_backend")
+MACHINE_KEYS = ("run.mesh", "lm.accumulate", "lm.loss_chunk", *(f"lm.model.{name}" for name in MODEL_KEYS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class MachineRule:
       chip: name of the device in `perf.hardware` ("v5p", "h200"), or JAX's device kind where it has none ("cpu").
       devices: from so many devices on, up to the next rule of the same chip.
       microbatch: sequences that a device, with those that it shares tensors with, works on at once.
-      remat, attention_backend: of the decoder.
+      remat, scan_layers, attention_backend: of the decoder.
       loss_tokens: tokens of a device whose logits are held at once.
       flags: the file launch/flags/FLAGS.sh with the compiler flags of these devices; by itself the one of `chip`.
     """
@@ -37,6 +39,7 @@ class MachineRule:
     microbatch: int
     remat: Remat
     devices: int = 1
+    scan_layers: bool = True
     attention_backend: Backend = "auto"
     loss_tokens: int = 2048
     flags: str = ""
@@ -106,8 +109,8 @@ def apply_rule(
     _fill(filled, "lm.accumulate", accumulate, overridden)
     held = min(rule.loss_tokens, each // accumulate * filled["lm"]["plan"]["length"])
     _fill(filled, "lm.loss_chunk", rows * held, overridden)
-    _fill(filled, "lm.model.remat", rule.remat, overridden)
-    _fill(filled, "lm.model.attention_backend", rule.attention_backend, overridden)
+    for name in MODEL_KEYS:
+        _fill(filled, f"lm.model.{name}", getattr(rule, name), overridden)
     return filled
 
 

@@ -24,6 +24,8 @@ class TransformerConfig:
       zero_init_residual: both projections that end a residual branch start at zero, so each block starts as identity.
       dtype: of computation; weights are stored in float32.
       remat: what the backward pass recomputes, see `models.remat`.
+      scan_layers: one loop over the layers, a small program that compiles quickly. Otherwise each layer is compiled by
+        itself, which spares GPUs copies of what the backward pass needs. The weights are the same.
       attention_backend: the kernel for whole sequences, see `kernels.attention`; "auto" goes by the devices.
 
     Raises:
@@ -53,6 +55,7 @@ class TransformerConfig:
     zero_init_residual: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
+    scan_layers: bool = True
     attention_backend: Backend = "auto"
 
     def __post_init__(self):

@@ -6,9 +6,11 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from cm3jax.models.config import TransformerConfig
+from cm3jax.models.remat import ACTIVATION
 from cm3jax.parallel.specs import constrain
 
 Rotation = tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
@@ -98,6 +100,22 @@ def project(x: Float[Array, "B L ..."], w: nnx.Param | Projection) -> Float[Arra
     return found.reshape(*x.shape[:2], *matrix.shape[inputs:])
 
 
+@jax.custom_jvp
+def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """max(x, 0), whose gradient asks its result rather than x: what the backward pass reads anyway is all it needs."""
+    return _kept_relu(x)
+
+
+def _kept_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return checkpoint_name(jnp.maximum(x, 0), ACTIVATION)
+
+
+@relu.defjvp
+def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    result = _kept_relu(primals[0])
+    return result, jnp.where(result > 0, tangents[0], 0)
+
+
 class FeedForward(nnx.Module):
     """down(act(up(x))), or down(silu(gate(x)) * up(x)) for SwiGLU (arXiv 2002.05202)."""
 
@@ -117,5 +135,5 @@ class FeedForward(nnx.Module):
         elif self.activation == "gelu":
             hidden = jax.nn.gelu(up)
         else:
-            hidden = jax.nn.relu(up)
+            hidden = relu(up)
         return add_bias(project(hidden, self.down), self.down_bias)

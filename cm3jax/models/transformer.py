@@ -77,7 +77,8 @@ class Transformer(nnx.Module):
         def layer(x, block):
             return block(x, mask, turn, None, None)[0], None
 
-        x, _ = jax.lax.scan(rematerialised(layer, self.config.remat), x, self.blocks)
+        looped = self.config.scan_layers
+        x, _ = jax.lax.scan(rematerialised(layer, self.config.remat, looped), x, self.blocks, unroll=not looped)
         return self.norm(x)
 
     def decode(

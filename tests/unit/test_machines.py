@@ -42,7 +42,7 @@ def test_more_devices_take_the_next_rule_and_tensors_are_shared():
         "accumulate": 4,
         "loss_chunk": 8 * 64,
         "plan": {"length": 128},
-        "model": {"remat": "dots", "attention_backend": "auto"},
+        "model": {"remat": "dots", "scan_layers": True, "attention_backend": "auto"},
     }
     assert resolve(given, "v5p", 16)["lm"]["model"]["remat"] == "full"
 

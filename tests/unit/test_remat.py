@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 
 from cm3jax.config import ConfigError, build, to_dict
+from cm3jax.kernels.attention import Mask
+from cm3jax.kernels.attention.cudnn import FORWARD, cudnn_attention
 from cm3jax.models.config import TransformerConfig, chameleon
+from cm3jax.models.layers import relu
+from cm3jax.models.remat import ACTIVATION, rematerialised
 from cm3jax.models.transformer import Transformer
 from cm3jax.parallel.mesh import MeshConfig, make_mesh
 from cm3jax.parallel.specs import batch_sharding, shardings, weight_specs
@@ -25,8 +30,9 @@ def model():
     return nnx.split(Transformer(CONFIG, nnx.Rngs(0)))[1]
 
 
-def loss_of(remat):
-    graphdef = nnx.split(nnx.eval_shape(lambda: Transformer(dataclasses.replace(CONFIG, remat=remat), nnx.Rngs(0))))[0]
+def loss_of(remat, **fields):
+    config = dataclasses.replace(CONFIG, remat=remat, **fields)
+    graphdef = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))[0]
     return lambda params, tokens: jnp.mean(jnp.square(nnx.merge(graphdef, params)(tokens) - 0.3))
 
 
@@ -62,6 +68,50 @@ def kept(remat):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
 
 
+@pytest.mark.parametrize("remat", POLICIES)
+def test_layers_without_a_loop_give_the_same(remat):
+    found = jax.jit(jax.value_and_grad(loss_of(remat, scan_layers=False)))(nnx.to_pure_dict(model()), TOKENS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, outcome(remat, False))
+
+
+def program_of(remat, **fields):
+    config = dataclasses.replace(CONFIG, **fields)
+    params = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))[1])
+    return str(jax.make_jaxpr(jax.grad(loss_of(remat, **fields)))(params, TOKENS))
+
+
+@pytest.mark.parametrize("remat", ["dots", "offload"])
+def test_relu_is_kept_and_not_computed_again(remat):
+    # Once forward; its gradient asks the result, and the product before it is not kept.
+    times = [program_of(r, activation="relu").count(f"name={ACTIVATION}") for r in (remat, "full")]
+    assert times == [1, 2]
+
+
+def test_gradients_of_relu():
+    x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(relu))(x), jax.vmap(jax.grad(jax.nn.relu))(x))
+    np.testing.assert_array_equal(relu(x), jax.nn.relu(x))
+
+
+def test_attention_of_cudnn_is_kept(monkeypatch):
+    # What a GPU would be asked for; only traced.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda version: True)
+
+    def forwards(remat):
+        def layer(x, w):
+            q = (x @ w).reshape(2, 128, 2, 64)
+            return cudnn_attention(q, q, q, Mask()).reshape(x.shape), None
+
+        def loss(x, ws):
+            return jnp.sum(jax.lax.scan(rematerialised(layer, remat), x, ws)[0].astype(jnp.float32))
+
+        x, ws = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((2, 128, 128), (3, 128, 128)))
+        return str(jax.make_jaxpr(jax.grad(loss, argnums=1))(x, ws)).count(f"{FORWARD}[")
+
+    assert {remat: forwards(remat) for remat in POLICIES} == {"none": 1, "dots": 1, "offload": 1, "full": 2}
+
+
 def test_each_policy_keeps_less_than_the_one_before():
     none, dots, offload, full = map(kept, POLICIES)
     assert none > 1.5 * dots > 1.5 * 1.5 * full
@@ -70,8 +120,7 @@ def test_each_policy_keeps_less_than_the_one_before():
 
 def test_only_offload_writes_to_the_memory_of_the_host():
     for remat in POLICIES:
-        program = str(jax.make_jaxpr(jax.grad(loss_of(remat)))(nnx.to_pure_dict(model()), TOKENS))
-        assert ("host" in program.lower()) == (remat == "offload"), remat
+        assert ("host" in program_of(remat).lower()) == (remat == "offload"), remat
 
 
 def test_a_policy_that_does_not_exist_is_refused():

@@ -7,6 +7,9 @@ from jaxtyping import Array, Float
 from cm3jax.kernels.attention.mask import Mask
 
 WIDEST_HEAD = 128
+# JAX's primitive of the forward pass: its results, the output and the logarithms of the sums, are all that the backward
+# pass needs beside q, k and v.
+FORWARD = "dot_product_attention_fwd_wrapper"
 
 
 def cudnn_refuses(
