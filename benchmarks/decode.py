@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from report import header, table, write
+from report import header, run_under_flags, table, write
 
 from cm3jax.generate.engine import Engine, EngineConfig
 from cm3jax.generate.guidance import Guidance, classifier_free
@@ -226,29 +227,32 @@ def _row(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def on_gpu() -> dict[str, Any]:
-    """7B at batch 1, and 760M images with guidance."""
+def on_gpu(counts: Sequence[int]) -> dict[str, Any]:
+    """7B at batch 1, and 760M images with guidance, so many at a time."""
     limit = _copy_bandwidth()
     lines = [f"Copies run at {limit / 1e9:.0f} GB/s."]
     seven = dataclasses.replace(PRESETS["cm3leon-7b"], dtype="bfloat16")
-    seconds, steps = _images(seven, requests=1, guided=False)
+    seconds, steps = _images(seven, requests=1, guided=False, smallest_cache=1152)
     read = _bytes_per_step(seven, rows=1)
     speed = steps / seconds
     lines.append(f"- 7B shape, batch 1, 1,024 codes: {speed:.0f} tokens/s, {read * speed / limit:.0%} of the bandwidth")
     middle = dataclasses.replace(PRESETS["cm3leon-760m"], dtype="bfloat16")
-    for count in (64, 128, 192):
-        seconds, steps = _images(middle, requests=count, guided=True)
+    for count in counts:
+        seconds, steps = _images(middle, requests=count, guided=True, smallest_cache=384)
         read = _bytes_per_step(middle, rows=2 * count)
         share = read * steps / seconds / limit
         lines.append(f"- 760M with guidance, {count} images at a time: {count / seconds:.1f} images/s, {share:.0%}")
     return {"copy_bytes_per_second": limit, "lines": lines}
 
 
-def _images(config: TransformerConfig, requests: int, guided: bool) -> tuple[float, int]:
+def _images(config: TransformerConfig, requests: int, guided: bool, smallest_cache: int) -> tuple[float, int]:
     """Seconds of one batch of images of 1,024 codes after 64 ids, compiled before; and its steps."""
+    started = time.perf_counter()
     tokens, vocabulary = 1024, Vocabulary()
     graphdef, params = random_params(config)
-    engine = Engine(graphdef, params, vocabulary, tokens, config=EngineConfig(rows=requests, smallest_cache=128))
+    engine = Engine(
+        graphdef, params, vocabulary, tokens, config=EngineConfig(rows=requests, smallest_cache=smallest_cache)
+    )
     del params
     prompt, masked = tuple(range(4, 67)), (vocabulary.eos, vocabulary.sentinel(0), vocabulary.break_id)
     streams = ((*prompt, vocabulary.break_id), *((masked,) if guided else ()))
@@ -258,7 +262,10 @@ def _images(config: TransformerConfig, requests: int, guided: bool) -> tuple[flo
     engine.run(asked)
     start = time.perf_counter()
     engine.run(asked)
-    return time.perf_counter() - start, tokens
+    seconds = time.perf_counter() - start
+    shape = f"{requests} images, {config.n_layers} layers x {config.d_model}"
+    print(f"{shape}: {start - started:.0f} s with compiling, then {seconds:.2f} s", file=sys.stderr, flush=True)
+    return seconds, tokens
 
 
 def _bytes_per_step(config: TransformerConfig, rows: int) -> float:
@@ -297,11 +304,14 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gpu", action="store_true", help="7B and 760M shapes on the first accelerator")
+    parser.add_argument("--images", nargs="+", type=int, default=[64, 128, 192], help="at a time, with --gpu")
     options = parser.parse_args()
-    if not options.gpu:
+    if options.gpu:
+        run_under_flags("gpu")
+    else:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     if options.gpu:
-        found = on_gpu()
+        found = on_gpu(options.images)
         write("decode_gpu", "Decoding", header() | found, "\n".join(found["lines"]) + "\n")
     else:
         found = on_cpus(options.sizes, options.batches, options.repeats)

@@ -9,6 +9,21 @@ from ml_collections import ConfigDict
 from cm3jax.config import to_dict
 from cm3jax.machines import MachineRule
 from cm3jax.models.config import TransformerConfig
+from cm3jax.parallel.mesh import MeshConfig
+
+
+def gpu_rule(chip: str, microbatch: int, devices: int = 1) -> MachineRule:
+    """Of NVIDIA GPUs with 80 GB or more: everything sharded over all, no loop over the layers (docs/training.md)."""
+    return MachineRule(
+        chip,
+        MeshConfig(data=1, fsdp=-1),
+        microbatch=microbatch,
+        remat="dots",
+        devices=devices,
+        scan_layers=False,
+        loss_tokens=8192,
+        flags="gpu",
+    )
 
 
 def cm3leon_pretraining(

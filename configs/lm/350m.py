@@ -3,8 +3,9 @@
     cm3 train --config=configs/lm/350m.py --workdir=runs/350m --config.lm.train="[...]"
     cm3 aot --config=configs/lm/350m.py --topology=v5p:8x8x8
 
-The rule of the devices at hand decides mesh, microbatches and recomputation; these rules are guesses that `cm3 aot`
-can check. Paths of the records and tokenizers are given on the command line or in a copy of this file.
+The rule of the devices at hand decides mesh, microbatches and recomputation. Those of TPUs are guesses that `cm3 aot`
+can check; that of one H100 was measured (docs/training.md). Paths of the records and tokenizers are given on the
+command line or in a copy of this file.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from cm3jax.machines import MachineRule
 from cm3jax.models.config import PRESETS
 from cm3jax.parallel.mesh import MeshConfig
-from cm3jax.recipes import cm3leon_pretraining
+from cm3jax.recipes import cm3leon_pretraining, gpu_rule
 
 GROUPS = MeshConfig(data=-1, fsdp=16)
 # More chips than sequences: two share one.
@@ -24,8 +25,8 @@ MACHINES = (
     MachineRule("v5p", GROUPS, devices=16, microbatch=4, remat="none"),
     MachineRule("v5p", PAIRS, devices=4096, microbatch=1, remat="none"),
     MachineRule("v6e", GROUPS, devices=16, microbatch=2, remat="none"),
-    MachineRule("h100", MeshConfig(data=1, fsdp=-1), microbatch=2, remat="dots", flags="gpu"),
-    MachineRule("h200", MeshConfig(data=1, fsdp=-1), microbatch=4, remat="dots", flags="gpu"),
+    gpu_rule("h100", microbatch=16),
+    gpu_rule("h200", microbatch=32),
 )
 
 

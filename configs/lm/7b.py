@@ -4,8 +4,8 @@
     cm3 aot --config=configs/lm/7b.py --topology=v5p:8x8x8
 
 The rule of the devices at hand decides mesh, microbatches and recomputation. Those of TPUs are predictions
-(docs/aot.md has them), those of GPUs guesses. Paths of the records and tokenizers are given on the command
-line or in a copy of this file.
+(docs/aot.md has them); that of H100s was compiled for 16, where it takes 57 GB. Paths of the records and tokenizers are
+given on the command line or in a copy of this file.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cm3jax.machines import MachineRule
 from cm3jax.models.config import PRESETS
 from cm3jax.parallel.mesh import MeshConfig
-from cm3jax.recipes import cm3leon_pretraining
+from cm3jax.recipes import cm3leon_pretraining, gpu_rule
 
 # Weights gathered from 64 chips at most: thinner pieces travel as sums, at twice the bytes.
 GROUPS = MeshConfig(data=-1, fsdp=64)
@@ -26,8 +26,8 @@ MACHINES = (
     MachineRule("v5p", GROUPS, devices=64, microbatch=2, remat="dots"),
     MachineRule("v5p", PAIRS, devices=4096, microbatch=1, remat="dots"),
     MachineRule("v6e", GROUPS, devices=64, microbatch=2, remat="dots"),
-    MachineRule("h100", MeshConfig(data=1, fsdp=-1), devices=16, microbatch=1, remat="full", flags="gpu"),
-    MachineRule("h200", MeshConfig(data=1, fsdp=-1), devices=16, microbatch=2, remat="dots", flags="gpu"),
+    gpu_rule("h100", microbatch=4, devices=16),
+    gpu_rule("h200", microbatch=8, devices=16),
 )
 
 
