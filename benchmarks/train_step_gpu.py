@@ -17,11 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from report import run_under_flags
 
 from cm3jax.models.config import PRESETS, TransformerConfig
+from cm3jax.models.remat import Remat
 
 LENGTH = 4096
 WARM_UPS = 3
@@ -38,7 +39,7 @@ class Setup:
 
     model: TransformerConfig
     batch: int
-    remat: str = "dots"
+    remat: Remat = "dots"
     scan_layers: bool = False
     loss_chunk: int = 8192
 
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--steps", type=int, default=10, help="updates of a round")
     parser.add_argument("--batch", type=int, help="sequences of a step")
-    parser.add_argument("--remat", choices=("none", "dots", "full"))
+    parser.add_argument("--remat", choices=get_args(Remat))
     parser.add_argument("--scan-layers", action=argparse.BooleanOptionalAction)
     parser.add_argument("--loss-chunk", type=int, help="tokens whose logits are held at once")
     options = vars(parser.parse_args())
