@@ -223,7 +223,7 @@ class _Batch:
         return Plan(
             grammar=self.grammar,
             ids=(vocabulary.image_start, vocabulary.image_end) if only_images else (0, vocabulary.used),
-            truncates=any(sampling.truncates for sampling in samplings),
+            cuts=frozenset().union(*(sampling.cuts for sampling in samplings)),
             draws=any(sampling.draws for sampling in samplings),
             contrasts=any(request.guidance.contrast is not None for request in requests),
             penalises=self.penalises and not only_images,

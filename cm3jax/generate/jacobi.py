@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cm3jax.generate.cache import StreamCaches
 from cm3jax.generate.grammar import GrammarState
 from cm3jax.generate.rows import Rows, Standing
-from cm3jax.generate.step import Plan, choose
+from cm3jax.generate.step import COMPILER_OPTIONS, Plan, choose
 from cm3jax.generate.weights import Decoder
 from cm3jax.parallel.specs import constrain, replicated
 
@@ -37,7 +37,9 @@ class _Carry:
     log_probs: Float[Array, "B new"]
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "window"), donate_argnames="caches")
+@functools.partial(
+    jax.jit, static_argnames=("plan", "window"), donate_argnames="caches", compiler_options=COMPILER_OPTIONS
+)
 def advance_images(
     decoder: Decoder, caches: StreamCaches, rows: Rows, at: Standing, steps: Int[Array, ""], plan: Plan, window: int
 ) -> tuple[StreamCaches, Standing, Int[Array, "B new"], Float[Array, "B new"], Int[Array, ""]]:

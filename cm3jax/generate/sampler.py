@@ -49,9 +49,10 @@ class SamplingConfig:
             raise ValueError(f"sampling: repetition_penalty must be > 0 and finite, found {self.repetition_penalty}")
 
     @property
-    def truncates(self) -> bool:
-        """Whether any token is cut off."""
-        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+    def cuts(self) -> frozenset[str]:
+        """The fields by which tokens are cut off."""
+        used = {"top_k": self.top_k > 0, "top_p": self.top_p < 1, "min_p": self.min_p > 0}
+        return frozenset(name for name, cuts in used.items() if cuts and self.draws)
 
     @property
     def draws(self) -> bool:
@@ -108,29 +109,31 @@ def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Flo
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def shape(logits: Float[Array, "B V"], sampling: Sampling, truncate: bool) -> Float[Array, "B V"]:
+def shape(logits: Float[Array, "B V"], sampling: Sampling, cuts: frozenset[str]) -> Float[Array, "B V"]:
     """The logits that are drawn from: divided by the temperature, and -inf for what is cut off.
 
     Of what the temperature makes, first the k most likely are kept, then the nucleus of those, then what min-p leaves;
     a token as likely as the last one kept is kept too. Rows of temperature 0 keep their logits.
 
     Args:
-      truncate: static; whether any row cuts anything (`SamplingConfig.truncates`).
+      cuts: static; those of all rows together (`SamplingConfig.cuts`). The others are left out.
     """
     greedy = (sampling.temperature == 0)[:, None]
     scaled = logits / jnp.where(greedy, 1.0, sampling.temperature[:, None])
-    if not truncate:
-        return scaled
-    width = logits.shape[-1]
-    kept = largest(scaled, jnp.where(sampling.top_k == 0, width, jnp.minimum(sampling.top_k, width)))
-    scaled = jnp.where(kept, scaled, -jnp.inf)
-    scaled = jnp.where(nucleus(scaled, sampling.top_p), scaled, -jnp.inf)
-    lowest = jnp.max(scaled, axis=-1, keepdims=True) + jnp.log(sampling.min_p)[:, None]
-    return jnp.where(greedy, logits, jnp.where(scaled >= lowest, scaled, -jnp.inf))
+    if "top_k" in cuts:
+        width = logits.shape[-1]
+        kept = largest(scaled, jnp.where(sampling.top_k == 0, width, jnp.minimum(sampling.top_k, width)))
+        scaled = jnp.where(kept, scaled, -jnp.inf)
+    if "top_p" in cuts:
+        scaled = jnp.where(nucleus(scaled, sampling.top_p), scaled, -jnp.inf)
+    if "min_p" in cuts:
+        lowest = jnp.max(scaled, axis=-1, keepdims=True) + jnp.log(sampling.min_p)[:, None]
+        scaled = jnp.where(scaled >= lowest, scaled, -jnp.inf)
+    return jnp.where(greedy, logits, scaled)
 
 
 def draw(
-    logits: Float[Array, "B V"], noise: Float[Array, "B V"] | None, sampling: Sampling, truncate: bool
+    logits: Float[Array, "B V"], noise: Float[Array, "B V"] | None, sampling: Sampling, cuts: frozenset[str]
 ) -> Int[Array, " B"]:
     """One index a row; of those with logit -inf none is ever drawn.
 
@@ -139,7 +142,7 @@ def draw(
     """
     if noise is None:
         return _first_largest(logits)
-    drawn = shape(logits, sampling, truncate) + jnp.where(sampling.temperature[:, None] == 0, 0.0, noise)
+    drawn = shape(logits, sampling, cuts) + jnp.where(sampling.temperature[:, None] == 0, 0.0, noise)
     return _first_largest(drawn)
 
 

@@ -26,13 +26,14 @@ class Plan:
 
     Attributes:
       ids: only ids in [first, end) can come next.
-      truncates, draws, contrasts, penalises: whether any row does.
+      cuts: of all rows together, see `SamplingConfig`.
+      draws, contrasts, penalises: whether any row does.
       chunk: the most steps of one call.
     """
 
     grammar: Grammar
     ids: tuple[int, int]
-    truncates: bool
+    cuts: frozenset[str]
     draws: bool
     contrasts: bool
     penalises: bool
@@ -51,7 +52,11 @@ class _Carry:
     log_probs: Float[Array, "B chunk"]
 
 
-@functools.partial(jax.jit, static_argnames="plan", donate_argnames="caches")
+# XLA for GPUs would join products of the same vectors with small matrices, and to that end copy these in each step.
+COMPILER_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="caches", compiler_options=COMPILER_OPTIONS)
 def advance(
     decoder: Decoder, caches: StreamCaches, rows: Rows, at: Standing, steps: Int[Array, ""], plan: Plan
 ) -> tuple[StreamCaches, Standing, Int[Array, "B chunk"], Float[Array, "B chunk"], Int[Array, ""]]:
@@ -108,7 +113,7 @@ def choose(
     if plan.penalises:
         penalty = jnp.where(in_image, 1.0, sampling.repetition_penalty)
         guided = penalise(guided, at.seen[:, first:end], penalty)
-    drawn = first + draw(guided, _noise(rows, at, plan), sampling, plan.truncates)
+    drawn = first + draw(guided, _noise(rows, at, plan), sampling, plan.cuts)
     if rows.forced.shape[1]:
         width = rows.forced.shape[1]
         forced = jnp.take_along_axis(rows.forced, jnp.minimum(at.number, width - 1)[:, None], axis=1)[:, 0]

@@ -47,4 +47,5 @@ def _threshold(enough, keys: UInt32[Array, "B V"]) -> UInt32[Array, " B"]:
         tried = low | (jnp.uint32(1) << (BITS - 1 - i).astype(jnp.uint32))
         return jnp.where(enough(keys >= tried[:, None]), tried, low)
 
-    return jax.lax.fori_loop(0, BITS, bit, jnp.zeros(keys.shape[0], jnp.uint32))
+    # Some bits of a turn at once: on GPUs a turn has kernels of its own, which take longer to start than to run.
+    return jax.lax.fori_loop(0, BITS, bit, jnp.zeros(keys.shape[0], jnp.uint32), unroll=4)

@@ -1,6 +1,6 @@
 """Checks of the machines that processes run on: the same software, clocks that agree, a work directory that works."""
 
-import importlib.metadata
+import importlib
 import os
 import platform
 import secrets
@@ -22,7 +22,7 @@ WRITTEN_BYTES = 16 * 2**20
 
 def check_versions(hosts: list[str], seconds: float) -> Finding:
     """Python and the packages that decide what is computed must be the same everywhere."""
-    own = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    own = {"python": platform.python_version()} | {name: importlib.import_module(name).__version__ for name in PACKAGES}
     return judge_versions(everyones(own, "versions", seconds), hosts)
 
 

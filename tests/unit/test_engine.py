@@ -38,6 +38,7 @@ MASKED = tuple(unconditional_image(VOCABULARY))
 PICTURE = tuple(caption(VOCABULARY, range(IMAGE_TOKENS)))
 SAMPLED = SamplingConfig(temperature=0.9, top_p=0.95)
 HOT = SamplingConfig(temperature=5.0)
+ALL_CUTS = SamplingConfig(top_k=1, top_p=0.5, min_p=0.5).cuts
 CONFIG = EngineConfig(chunk=8, prefill_chunk=32, smallest_cache=MAX_LEN)
 # Every request outgrows its caches and waits for a row.
 CRAMPED = EngineConfig(rows=2, chunk=7, prefill_chunk=32, smallest_cache=24)
@@ -105,7 +106,7 @@ def by_whole_forwards(name: str, request: Request, engine: Engine):
     rows = rows_of([request], engine.grammar, len(request.streams))
     at = no_standing(1, len(request.streams), VOCABULARY.size)
     enter(at, 0, request, engine.grammar)
-    every = Plan(engine.grammar, (0, VOCABULARY.used), True, True, request.guidance.contrast is not None, True, 1)
+    every = Plan(engine.grammar, (0, VOCABULARY.used), ALL_CUTS, True, request.guidance.contrast is not None, True, 1)
     drawn, log_probs, phase = [], [], at.grammar
     for number in range(request.limit(engine.grammar)):
         logits = np.stack([whole_logits(name, [*prompt, *drawn])[-1, : VOCABULARY.used] for prompt in request.streams])
@@ -216,7 +217,7 @@ def test_the_cache_is_written_in_place(count):
         enter(at, row, KINDS["image"], engine.grammar)
     caches = StreamCaches((KVCache.zeros(engine.decoder.config, count, 48),))
     codes = (VOCABULARY.image_start, VOCABULARY.image_end)
-    plan = Plan(engine.grammar, codes, True, True, False, False, 8)
+    plan = Plan(engine.grammar, codes, ALL_CUTS, True, False, False, 8)
     compiled = advance.lower(engine.decoder, caches, rows, at, np.int32(8), plan=plan).compile().as_text()
     made = re.findall(rf"= f32\[{count},2,48,8\]\S* ([a-z-]+)\(", compiled)
     assert "scatter" in made

@@ -15,8 +15,9 @@ VOCABULARY = Vocabulary(text_size=16, image_size=8, sentinels=2, size=32)
 EVERY_ID = (0, VOCABULARY.used)
 CODES = (VOCABULARY.image_start, VOCABULARY.image_end)
 
-shaped = jax.jit(shape, static_argnames="truncate")
-drawn = jax.jit(draw, static_argnames="truncate")
+shaped = jax.jit(shape, static_argnames="cuts")
+ALL_CUTS = SamplingConfig(top_k=1, top_p=0.5, min_p=0.5).cuts
+drawn = jax.jit(draw, static_argnames="cuts")
 noise_of = jax.jit(noise, static_argnames=("ids", "vocabulary"))
 
 
@@ -50,7 +51,7 @@ def reference(logits: np.ndarray, config: SamplingConfig) -> np.ndarray:
 )
 def test_sets_and_probabilities_are_those_of_the_definition(config):
     rows = per_row([config] * VECTORS)
-    found = np.asarray(jax.nn.softmax(shaped(LOGITS, rows, truncate=config.truncates), axis=-1))
+    found = np.asarray(jax.nn.softmax(shaped(LOGITS, rows, cuts=config.cuts), axis=-1))
     expected = np.stack([reference(row, config) for row in LOGITS])
     np.testing.assert_array_equal(found > 0, expected > 0)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -58,9 +59,9 @@ def test_sets_and_probabilities_are_those_of_the_definition(config):
 
 def test_rows_of_one_batch_have_settings_of_their_own():
     configs = [SamplingConfig(0.0), SamplingConfig(top_k=1), SamplingConfig(2.0, top_p=0.5), SamplingConfig(min_p=0.2)]
-    together = shaped(LOGITS[:4], per_row(configs), truncate=True)
+    together = shaped(LOGITS[:4], per_row(configs), cuts=ALL_CUTS)
     for i, config in enumerate(configs):
-        alone = shaped(LOGITS[i : i + 1], per_row([config]), truncate=config.truncates)
+        alone = shaped(LOGITS[i : i + 1], per_row([config]), cuts=config.cuts)
         np.testing.assert_array_equal(together[i], alone[0])
 
 
@@ -69,7 +70,7 @@ def test_frequencies_pass_a_chi_square_test(config):
     rows, ids = 20_000, EVERY_ID
     logits = np.tile(LOGITS[0, : VOCABULARY.used], (rows, 1))
     gumbel = noise_of(np.arange(rows, dtype=np.uint32), np.full(rows, 5), ids, VOCABULARY)
-    tokens = drawn(logits, gumbel, per_row([config] * rows), truncate=config.truncates)
+    tokens = drawn(logits, gumbel, per_row([config] * rows), cuts=config.cuts)
     counts = np.bincount(np.asarray(tokens), minlength=VOCABULARY.used)
     expected = rows * reference(logits[0], config)
     assert not counts[expected == 0].any()
@@ -92,18 +93,18 @@ def test_temperature_zero_takes_the_most_likely():
     configs = per_row([SamplingConfig(0.0), SamplingConfig(0.0, top_p=0.5)])
     gumbel = noise_of(np.arange(2, dtype=np.uint32), np.zeros(2, np.int32), EVERY_ID, VOCABULARY)
     logits = LOGITS[:2, : VOCABULARY.used]
-    np.testing.assert_array_equal(drawn(logits, gumbel, configs, truncate=True), logits.argmax(-1))
-    np.testing.assert_array_equal(drawn(logits, None, configs, truncate=False), logits.argmax(-1))
+    np.testing.assert_array_equal(drawn(logits, gumbel, configs, cuts=ALL_CUTS), logits.argmax(-1))
+    np.testing.assert_array_equal(drawn(logits, None, configs, cuts=frozenset()), logits.argmax(-1))
     ties = np.array([[1.0, 3.0, 3.0, 3.0], [-np.inf, -2.0, -np.inf, -2.0]], np.float32)
-    np.testing.assert_array_equal(drawn(ties, None, configs, truncate=False), [1, 1])  # the first of equals
+    np.testing.assert_array_equal(drawn(ties, None, configs, cuts=frozenset()), [1, 1])  # the first of equals
 
 
 def test_equally_likely_tokens_are_kept_or_cut_together():
     tied = np.array([[1.0, 3.0, 3.0, 3.0, 0.0, -0.0, -1.0]], np.float32)
     for config in (SamplingConfig(top_k=1), SamplingConfig(top_p=0.2)):
-        kept = np.asarray(shaped(tied, per_row([config]), truncate=True))[0] > -np.inf
+        kept = np.asarray(shaped(tied, per_row([config]), cuts=ALL_CUTS))[0] > -np.inf
         assert kept.tolist() == [False, True, True, True, False, False, False]
-    kept = np.asarray(shaped(tied, per_row([SamplingConfig(top_k=5)]), truncate=True))[0] > -np.inf
+    kept = np.asarray(shaped(tied, per_row([SamplingConfig(top_k=5)]), cuts=ALL_CUTS))[0] > -np.inf
     assert kept.tolist() == [True] * 6 + [False]
 
 
