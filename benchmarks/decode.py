@@ -308,12 +308,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.gpu:
         run_under_flags("gpu")
-    else:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    if options.gpu:
         found = on_gpu(options.images)
         write("decode_gpu", "Decoding", header() | found, "\n".join(found["lines"]) + "\n")
     else:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
         found = on_cpus(options.sizes, options.batches, options.repeats)
         write("decode", "Decoding", header() | found, page(found))
 

@@ -35,7 +35,7 @@ KINDS = {"attention": ("sdpa", "fmha", "flash"), "products": ("nvjet", "gemm", "
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A model and how its step is laid out: as many sequences as fit beside fp32 weights and moments in 80 GB."""
+    """A model and how its step is laid out; what is below fits in 80 GB."""
 
     model: TransformerConfig
     batch: int
