@@ -1,6 +1,6 @@
 """What every test runs on: eight virtual CPU devices, so that sharded code is tested as sharded code.
 
-Tests of GPU kernels ask for one: `JAX_PLATFORMS=cuda python -m pytest tests/unit/test_attention.py -k cudnn`.
+Tests of GPU kernels ask for one: `CM3_TEST_PLATFORM=cuda python -m pytest tests/unit/test_attention.py -k cudnn`.
 """
 
 import os
@@ -11,7 +11,7 @@ DEVICES = 8
 COMPILE_FAST = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 
 # Read once, when jax starts: both must be set before anything imports jax.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_PLATFORMS"] = os.environ.get("CM3_TEST_PLATFORM", "cpu")
 # Threads for the collectives that all devices may be in at once; with too few, they wait for each other for ever.
 os.environ["PJRT_NPROC"] = str(16 * DEVICES)
 os.environ["XLA_FLAGS"] = " ".join(

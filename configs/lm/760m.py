@@ -4,8 +4,8 @@
     cm3 aot --config=configs/lm/760m.py --topology=v5p:8x8x8
 
 The rule of the devices at hand decides mesh, microbatches and recomputation. Those of TPUs are guesses that `cm3 aot`
-can check; that of one H100 was measured (docs/training.md). Paths of the records and tokenizers are given on the
-command line or in a copy of this file.
+can check; those of GPUs follow measurements on one H100 (docs/training.md). Paths of the records and tokenizers are
+given on the command line or in a copy of this file.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
     cm3 aot --config=configs/lm/7b.py --topology=v5p:8x8x8
 
 The rule of the devices at hand decides mesh, microbatches and recomputation. Those of TPUs are predictions
-(docs/aot.md has them); that of H100s was compiled for 16, where it takes 57 GB. Paths of the records and tokenizers are
-given on the command line or in a copy of this file.
+(docs/aot.md has them), those of GPUs guesses from eight layers on one H100 (docs/training.md). Paths of the records and
+tokenizers are given on the command line or in a copy of this file.
 """
 
 from ml_collections import ConfigDict

@@ -74,6 +74,17 @@ def test_layers_without_a_loop_give_the_same(remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, outcome(remat, False))
 
 
+def test_without_a_loop_recomputation_is_kept_apart():
+    params = nnx.to_pure_dict(model())
+    looped, unrolled = (
+        jax.jit(jax.grad(loss_of("dots", scan_layers=scan))).lower(params, TOKENS).as_text() for scan in (True, False)
+    )
+    # Over layers, forward and backward.
+    assert looped.count("stablehlo.while") == unrolled.count("stablehlo.while") + 2
+    # Without it the compiler would merge what is recomputed with what was computed, and keep that.
+    assert "optimization_barrier" in unrolled and "optimization_barrier" not in looped
+
+
 def program_of(remat, **fields):
     config = dataclasses.replace(CONFIG, **fields)
     params = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))[1])
